@@ -1,0 +1,31 @@
+# make quickstart: install, then four experiments and their comparison. make test: the whole suite.
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+EXAMPLES := zero_shot local_only promptfl centralised
+
+.PHONY: quickstart test lint install clean
+
+quickstart: $(STAMP)
+	$(VENV)/bin/fedarena run $(EXAMPLES:%=examples/%.yaml)
+
+test: $(STAMP) lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet "uv>=0.5,<1"
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Where things run: slices of a cluster, connections to it."""

@@ -1,0 +1,37 @@
+"""fedarena from Python: ``fedarena.run("examples/promptfl.yaml", "seed=1")`` gives a ``Result``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.config import ExperimentConfig
+    from orchestrator.results import Result
+
+__version__ = "0.1.0"
+__all__ = ["run"]
+
+
+def run(
+    config: ExperimentConfig | Path | str | Mapping[str, Any], *overrides: str, fresh: bool = False
+) -> Result:
+    """Run one experiment to its end and return what it produced.
+
+    config: a YAML file, a mapping of the same form, or an ``ExperimentConfig``. overrides: dotted,
+    such as ``"federation.rounds=20"``; ``"resources.executor=inline"`` runs without Ray, in this
+    process, where a debugger can follow. A run that was interrupted goes on where it stood, a
+    finished one is not run again; fresh: start from the beginning.
+
+    Raises ConfigError, DataError, ResourceError or StateError (see ``fl_core.errors``).
+    """
+    from orchestrator.config import ExperimentConfig
+    from orchestrator.loading import load_config, resolve
+    from orchestrator.run import run_experiments
+
+    if not isinstance(config, ExperimentConfig):
+        config = load_config(config, overrides)
+    elif overrides:
+        raise TypeError("overrides go with a file or a mapping, not with an ExperimentConfig")
+    return run_experiments([resolve(config)], fresh=fresh)[0]

@@ -1,0 +1,1 @@
+"""Federated learning on frozen backbones as pure functions. Start reading at ``round.py``."""

@@ -1,0 +1,52 @@
+"""How the updates of a cohort become one: streaming, and in client order, so that bits repeat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from fl_core.types import Params
+
+Weights = Literal["num_examples", "uniform"]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What has been aggregated so far. An aggregator hands back a new one for each update."""
+
+    sums: Params = field(default_factory=dict)
+    total_weight: float = 0.0
+    num_clients: int = 0
+
+
+class Aggregator(Protocol):
+    """A fold over the updates of a round, fed in the order of the client numbers."""
+
+    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial: ...
+
+    def finish(self, partial: Partial) -> Params:
+        """The aggregated update; empty where no client's update came in."""
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """sum_i w_i update_i / sum_i w_i, summed and returned in float64."""
+
+    weights: Weights = "num_examples"
+
+    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
+        weight = float(num_examples) if self.weights == "num_examples" else 1.0
+        sums = {
+            name: torch.add(partial.sums[name], tensor, alpha=weight)
+            if name in partial.sums
+            else tensor.double() * weight
+            for name, tensor in update.items()
+        }
+        return Partial(sums, partial.total_weight + weight, partial.num_clients + 1)
+
+    def finish(self, partial: Partial) -> Params:
+        if not partial.num_clients:
+            return {}
+        return {name: tensor / partial.total_weight for name, tensor in partial.sums.items()}

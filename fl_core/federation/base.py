@@ -1,0 +1,196 @@
+"""What a federation rule is: how rounds go, what is shared, how updates become the next state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+from torch import Tensor
+
+from fl_core.aggregation import Aggregator, WeightedMean, Weights
+from fl_core.checks import check_fields
+from fl_core.types import Params, Scope, ServerState, TensorSpec
+
+Penalty = Callable[[Params], Tensor]
+"""A term that a rule adds to the learner's loss: a scalar function of the parameters."""
+
+
+class Trained(NamedTuple):
+    """Parameters after a client's local steps, and what was measured on the way (scalars)."""
+
+    params: Params
+    metrics: Params
+
+
+class LocalResult(NamedTuple):
+    """One client's round: the update to send, its new private state, scalar measurements."""
+
+    update: Params
+    state: Params
+    metrics: Params
+
+
+class Train(Protocol):
+    """Local training of one client, as a rule sees it; the loop itself is in ``local.py``."""
+
+    @property
+    def round(self) -> int: ...
+    @property
+    def scopes(self) -> Mapping[str, Scope]: ...
+
+    def __call__(self, start: Params, penalty: Penalty | None = None) -> Trained:
+        """Take the client's local steps from ``start``.
+
+        Tensors whose scope is frozen this round come back as they went in.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """The fields that every rule has.
+
+    rounds: communication rounds. clients_per_round: the size of the cohort drawn each round
+    without replacement; None means every client.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    rounds: int = 10
+    clients_per_round: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, rounds=">= 1", clients_per_round=">= 1")
+
+
+class Federation(Protocol):
+    """Pure functions over explicit state. They see one client; the client axis is added outside.
+
+    A client's private state is ``Params``; it holds ``personal.<name>`` for the tensors that
+    never leave the client, and whatever else a rule keeps there under ``<rule>.<name>``.
+    """
+
+    pooled: ClassVar[bool]
+    """Whether all training data stands with one client."""
+
+    communicates: ClassVar[bool]
+    """Whether anything crosses the network, so that bytes are counted."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def clients_per_round(self) -> int | None: ...
+
+    def scopes(self, specs: Mapping[str, TensorSpec], round: int) -> dict[str, Scope]:
+        """The scope of every tensor in this round. What is frozen now may be shared next round."""
+
+    def init_server(self, params: Params, specs: Mapping[str, TensorSpec]) -> ServerState:
+        """The server's state before the first round."""
+
+    def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:
+        """The private state of a client that has not taken part yet."""
+
+    def broadcast(self, server: ServerState) -> Params:
+        """What the cohort of the coming round has to know."""
+
+    def update_names(self, scopes: Mapping[str, Scope]) -> frozenset[str]:
+        """The names of the tensors in a client's update in a round with these scopes."""
+
+    def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
+        """One client's work."""
+
+    def aggregator(self) -> Aggregator:
+        """How the updates of a cohort become one."""
+
+    def server_step(self, server: ServerState, update: Params) -> ServerState:
+        """The state after the round, from the aggregated update."""
+
+    def shared_model(self, server: ServerState) -> Params | None:
+        """The parameters that a client nobody has seen would use, or None if there are none."""
+
+    def personal_model(self, broadcast: Params, state: Params) -> Params | None:
+        """The parameters that this client itself uses, or None if they are the shared ones."""
+
+
+PERSONAL = "personal."
+
+
+def personal_part(state: Params) -> Params:
+    """The personal tensors of a client's private state, under their own names."""
+    return {n.removeprefix(PERSONAL): t for n, t in state.items() if n.startswith(PERSONAL)}
+
+
+def as_personal(params: Params) -> Params:
+    """Tensors named as they stand in a client's private state."""
+    return {PERSONAL + name: tensor for name, tensor in params.items()}
+
+
+def with_scope(params: Params, scopes: Mapping[str, Scope], *wanted: Scope) -> Params:
+    """The tensors whose scope is one of ``wanted``."""
+    return {name: tensor for name, tensor in params.items() if scopes[name] in wanted}
+
+
+def train_once(
+    broadcast: Params, state: Params, train: Train, penalty: Penalty | None = None
+) -> LocalResult:
+    """The client round of FedAvg and its relatives: train shared and personal tensors together.
+
+    The update is trained minus broadcast (only of what is shared this round); the personal tensors
+    become the new private state.
+    """
+    params, metrics = train({**broadcast, **personal_part(state)}, penalty)
+    shared = with_scope(params, train.scopes, "shared")
+    update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
+    own = as_personal(with_scope(params, train.scopes, "personal"))
+    return LocalResult(update, state | own, metrics)
+
+
+def add_update(server: ServerState, update: Params) -> ServerState:
+    """The server step of FedAvg: every updated tensor moves by the mean update (in float64)."""
+    old = server.tensors
+    moved = {n: (old[n].double() + delta).to(old[n].dtype) for n, delta in update.items()}
+    return ServerState(old | moved, server.round + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Rounds):
+    """What rules that average shared tensors have in common; each rule's file says what differs.
+
+    weights: of a client in the mean: by its ``num_examples``, or ``uniform``.
+    """
+
+    pooled: ClassVar[bool] = False
+    communicates: ClassVar[bool] = True
+    weights: Weights = "num_examples"
+
+    def scopes(self, specs: Mapping[str, TensorSpec], round: int) -> dict[str, Scope]:
+        return {name: spec.scope for name, spec in specs.items()}
+
+    def init_server(self, params: Params, specs: Mapping[str, TensorSpec]) -> ServerState:
+        return ServerState(with_scope(params, self.scopes(specs, 0), "shared", "frozen"))
+
+    def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:
+        return as_personal(with_scope(params, self.scopes(specs, 0), "personal"))
+
+    def broadcast(self, server: ServerState) -> Params:
+        return server.tensors
+
+    def update_names(self, scopes: Mapping[str, Scope]) -> frozenset[str]:
+        return frozenset(name for name, scope in scopes.items() if scope == "shared")
+
+    def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
+        return train_once(broadcast, state, train)
+
+    def aggregator(self) -> Aggregator:
+        return WeightedMean(self.weights)
+
+    def server_step(self, server: ServerState, update: Params) -> ServerState:
+        return add_update(server, update)
+
+    def shared_model(self, server: ServerState) -> Params | None:
+        return server.tensors
+
+    def personal_model(self, broadcast: Params, state: Params) -> Params | None:
+        own = personal_part(state)
+        return {**broadcast, **own} if own else None

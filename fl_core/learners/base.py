@@ -1,0 +1,53 @@
+"""What a learner is: which tensors a client trains, and on which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fl_core.backbones.clip import Clip
+from fl_core.types import Batch, Params, Task, TensorSpec
+
+
+class Learner(Protocol):
+    """Pure functions over explicit state; the fields of a learner are its hyper-parameters.
+
+    ``prepare`` computes once what is frozen; ``loss`` and ``logits`` see one client, and the
+    client axis is added from outside by ``torch.vmap``. So: no in-place writes, no branches on
+    values, no random draws.
+    """
+
+    inputs: ClassVar[tuple[str, ...]]
+    """The kinds of stored features that ``Batch.inputs`` must hold."""
+
+    groupable: ClassVar[bool]
+    """Whether ``loss`` may run under ``torch.vmap`` over clients."""
+
+    @property
+    def name(self) -> str: ...
+
+    def prepare(self, backbone: Clip, task: Task) -> Any:
+        """All that no training step changes: towers, tokens, reference features."""
+
+    def init(self, frozen: Any, generator: torch.Generator) -> Params:
+        """The trainable tensors before the first round, equal for every client."""
+
+    def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
+        """Scope and role of each tensor of ``params``."""
+
+    def loss(self, params: Params, frozen: Any, batch: Batch) -> Tensor:
+        """The mean loss over the batch's examples, a scalar."""
+
+    def logits(self, params: Params, frozen: Any, inputs: Params) -> Tensor:
+        """Scores [B, C] of the classes of the task that ``frozen`` was prepared for."""
+
+
+def masked_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean cross entropy over the rows whose mask is 1; 0 where there is none. Scalar."""
+    log_p = torch.log_softmax(logits, dim=-1)
+    picked = log_p.gather(-1, batch.labels.unsqueeze(-1)).squeeze(-1)  # [B]
+    kept = torch.where(batch.mask > 0, picked, 0.0)
+    return -kept.sum() / batch.mask.to(logits.dtype).sum().clamp(min=1)

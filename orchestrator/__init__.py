@@ -1,0 +1,1 @@
+"""Many experiments: config, coordinator, executors, durable state, tracking, command line."""

@@ -1,0 +1,46 @@
+"""What can be named in a config, with a line on each, taken from the unions and docstrings."""
+
+from __future__ import annotations
+
+import inspect
+from typing import get_args
+
+from fl_core.errors import ConfigError, did_you_mean
+from fl_core.federation import FEDERATIONS
+from fl_core.learners import LEARNERS
+from scenarios.data.catalogue import PACKAGED_BACKBONES, PACKAGED_DATASETS
+from scenarios.partition import Partition
+
+KINDS = ("learners", "federations", "scenarios", "backbones", "datasets")
+ELSEWHERE = {
+    "backbones": [
+        ("any open_clip name", "with backbone.pretrained: a tag, a file, or random"),
+        ("local-dir:PATH", "a folder in open_clip's format"),
+    ],
+    "datasets": [("PATH", "an image folder (train/CLASS/*.png) or a Parquet file")],
+}
+
+
+def entries(kind: str) -> list[tuple[str, str]]:
+    """(name, line) of every learner, federation, partition of a scenario, backbone or data set."""
+    packaged: list[tuple[str, str]] = []
+    match kind:
+        case "learners":
+            return [(learner.name, _line(learner, module=True)) for learner in LEARNERS]
+        case "federations":
+            return [(rule.name, _line(rule, module=True)) for rule in FEDERATIONS]
+        case "scenarios":
+            return [(f"partition: {p.name}", _line(p)) for p in get_args(Partition)]
+        case "backbones":
+            packaged = [(name, "packaged; works offline") for name in PACKAGED_BACKBONES]
+        case "datasets":
+            packaged = [(name, "packaged; works offline") for name in PACKAGED_DATASETS]
+        case _:
+            raise ConfigError(f"{kind!r} cannot be listed.{did_you_mean(kind, KINDS)}")
+    return packaged + ELSEWHERE[kind]
+
+
+def _line(kind: type, *, module: bool = False) -> str:
+    """The first line of what documents a class: its module's, which names the paper, or its own."""
+    documented = inspect.getmodule(kind) if module else kind
+    return (inspect.getdoc(documented) or "").splitlines()[0]

@@ -1,0 +1,196 @@
+"""The durable state of a run: one atomic record per committed round, in the run's folder.
+
+    <run>/config.yaml         what was asked for, every field resolved
+    <run>/population.parquet  which client holds which rows
+    <run>/rounds/000012.safetensors   server tensors, and private state of the accepted clients
+    <run>/rounds/000012.json          the record: it names that file and its SHA-256
+    <run>/result.json         written when the run has ended
+
+A round is committed when its ``.json`` is in place; it is written last, by temporary file, fsync
+and rename. Whatever recovers reads committed rounds only: a record whose tensors are missing or
+damaged does not count, nor does anything after it. Files that no later round needs are removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from fl_core.errors import StateError
+from fl_core.types import Params, ServerState
+
+logger = logging.getLogger(__name__)
+
+SERVER, CLIENT = "server/", "client/"
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one committed round did. Round -1 is the state before the first round.
+
+    time_ms: wall clock (Unix, milliseconds) at the commit; metrics: flat, by name;
+    client_metrics: by name, one value per client, None where it has none; changed: see
+    ``ServerState``; tensors_file and sha256 name what stands beside the record.
+    """
+
+    round: int
+    time_ms: int
+    accepted: Sequence[int] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    stateful: Sequence[int] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    client_metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    changed: Mapping[str, int] = field(default_factory=dict)
+    tensors_file: str = ""
+    sha256: str = ""
+
+
+class RunStore:
+    """The folder of one run. One process at a time may write it (``lock``)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rounds_folder = folder / "rounds"
+
+    # -- whole files -------------------------------------------------------------------------
+
+    def write_text(self, name: str, text: str) -> None:
+        """Put a small file in place atomically."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / name, text.encode())
+
+    def read_text(self, name: str) -> str | None:
+        path = self.folder / name
+        return path.read_text() if path.exists() else None
+
+    @contextmanager
+    def lock(self, wait_s: float = 15.0) -> Iterator[None]:
+        """Hold the run for this process. StateError where another still holds it after a while.
+
+        The wait is for a killed predecessor, whose processes take a moment to go.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as handle:
+            waiter = threading.Thread(target=fcntl.flock, args=(handle, fcntl.LOCK_EX), daemon=True)
+            waiter.start()
+            waiter.join(wait_s)
+            if waiter.is_alive():
+                raise StateError(
+                    f"{self.folder}: another process is working on this run. Wait for it, or end "
+                    "it, then use `fedarena resume`."
+                )
+            yield
+
+    # -- rounds ------------------------------------------------------------------------------
+
+    def commit(
+        self, record: RoundRecord, server: ServerState, states: Mapping[int, Params]
+    ) -> RoundRecord:
+        """Make a round durable and return its record as written."""
+        self.rounds_folder.mkdir(parents=True, exist_ok=True)
+        tensors = {SERVER + name: t for name, t in server.tensors.items()}
+        for client, state in states.items():
+            tensors |= {f"{CLIENT}{client}/{name}": t for name, t in state.items()}
+        stem = f"{record.round + 1:06d}"
+        blob = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        written = RoundRecord(
+            **{
+                **asdict(record),
+                "stateful": sorted(states),
+                "changed": dict(server.changed),
+                "tensors_file": f"{stem}.safetensors",
+                "sha256": hashlib.sha256(blob).hexdigest(),
+            }
+        )
+        write_atomic(self.rounds_folder / written.tensors_file, blob, sync_folder=False)
+        write_atomic(self.rounds_folder / f"{stem}.json", json.dumps(asdict(written)).encode())
+        return written
+
+    def records(self) -> list[RoundRecord]:
+        """All committed rounds in order, from round -1 on; stops at the first gap."""
+        found: list[RoundRecord] = []
+        while (path := self.rounds_folder / f"{len(found):06d}.json").exists():
+            try:
+                found.append(RoundRecord(**json.loads(path.read_text())))
+            except (ValueError, TypeError) as error:
+                logger.warning("%s is damaged (%s); going on from the round before", path, error)
+                break
+        return found
+
+    def has_records(self) -> bool:
+        """Whether any round was ever committed here."""
+        return (self.rounds_folder / "000000.json").exists()
+
+    def has_tensors(self, record: RoundRecord) -> bool:
+        return (self.rounds_folder / record.tensors_file).exists()
+
+    def tensors(self, record: RoundRecord) -> Params | None:
+        """The tensors of a committed round, or None where they are gone or damaged."""
+        path = self.rounds_folder / record.tensors_file
+        if not path.exists():
+            return None
+        blob = path.read_bytes()
+        if hashlib.sha256(blob).hexdigest() != record.sha256:
+            logger.warning("%s does not match the checksum in its record", path)
+            return None
+        try:
+            return load(blob)
+        except SafetensorError as error:
+            logger.warning("%s cannot be read: %s", path, error)
+            return None
+
+    def server_state(self, record: RoundRecord) -> ServerState | None:
+        """The server after a committed round, or None where its tensors are gone."""
+        tensors = self.tensors(record)
+        if tensors is None:
+            return None
+        own = {n.removeprefix(SERVER): t for n, t in tensors.items() if n.startswith(SERVER)}
+        return ServerState(own, record.round + 1, dict(record.changed))
+
+    def client_states(self, wanted: Mapping[int, int]) -> dict[int, Params]:
+        """Private state of clients, each from the committed round that ``wanted`` names for it."""
+        states: dict[int, Params] = {}
+        for round in sorted(set(wanted.values())):
+            record = RoundRecord(
+                **json.loads((self.rounds_folder / f"{round + 1:06d}.json").read_text())
+            )
+            tensors = self.tensors(record)
+            if tensors is None:
+                raise StateError(f"{self.folder}: the clients' state of round {round} is lost.")
+            for client in (c for c, r in wanted.items() if r == round):
+                prefix = f"{CLIENT}{client}/"
+                states[client] = {
+                    n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
+                }
+        return states
+
+    def drop_tensors(self, round: int) -> None:
+        """Remove the tensors of a round that nothing refers to any more; its record stays."""
+        (self.rounds_folder / f"{round + 1:06d}.safetensors").unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes, sync_folder: bool = True) -> None:
+    """Write a file so that it is there as a whole or not at all, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    if sync_folder:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

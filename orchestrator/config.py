@@ -1,0 +1,119 @@
+"""The experiment's config: a frozen dataclass of frozen dataclasses; defaults stand on the fields.
+
+``loading.py`` turns YAML and dotted overrides into an ``ExperimentConfig``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from fl_core.backbones.clip import OpenClip
+from fl_core.checks import check_fields
+from fl_core.errors import ConfigError
+from fl_core.federation import AnyFederation, FedAvg
+from fl_core.learners import AnyLearner, CoOp
+from fl_core.local import Training
+from fl_core.wire import FP32, Codec
+from scenarios.population import Scenario
+
+FORBID = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Communication:
+    """How updates and broadcasts are turned into bytes."""
+
+    __pydantic_config__: ClassVar = FORBID
+    codec: Codec = field(default_factory=FP32)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When models are scored: after every so many rounds (0: none), and always after the last."""
+
+    __pydantic_config__: ClassVar = FORBID
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, every=">= 0")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The share of a machine that one client actor owns. memory_gb: GiB of main memory."""
+
+    __pydantic_config__: ClassVar = FORBID
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_gb: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, cpus=">= 0", gpus=">= 0", memory_gb=">= 0")
+        if not self.cpus and not self.gpus:
+            raise ConfigError("a slice needs cpus or gpus above 0.")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where the work runs. Nothing here changes a result, save ``group_size`` and ``threads``.
+
+    executor: ``ray``, or ``inline`` for this process (debugger, notebook). address: a running Ray
+    cluster; None starts a local one. clients_per_actor: how many clients share one actor: 1 is one
+    actor per client, ``auto`` as many actors as the cluster has slices. group_size: clients that
+    are trained as one batch; ``auto`` takes a quarter of the cohort, at most 16. threads: CPU
+    threads of each actor. retries: how often a client that failed is tried again before it is
+    dropped. timeout_s: seconds after which a silent actor is replaced.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+    executor: Literal["ray", "inline"] = "ray"
+    address: str | None = None
+    clients_per_actor: int | Literal["auto"] = "auto"
+    slice: Slice = field(default_factory=Slice)
+    group_size: int | Literal["auto"] = "auto"
+    threads: int = 1
+    retries: int = 1
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        numbers = {n: v for n, v in vars(self).items() if isinstance(v, int | float)}
+        bounds = {"clients_per_actor": ">= 1", "group_size": ">= 1", "threads": ">= 1"}
+        bounds |= {"retries": ">= 0", "timeout_s": "> 0"}
+        check_fields(self, **{n: b for n, b in bounds.items() if n in numbers})
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """MLflow. uri: None is ``sqlite:///mlflow.db`` in the working folder; enabled: false is off."""
+
+    __pydantic_config__: ClassVar = FORBID
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "fedarena"
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: who has which data, what is trained, how rounds go, at which price.
+
+    name: of the run's folder and of its MLflow run; made up from the parts where it is None.
+    seed: of training (cohorts, batches, initial values); the data have ``scenario.seed``.
+    folder: where run folders are made. store: where what is computed once is kept.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+    name: str | None = None
+    seed: int = 0
+    backbone: OpenClip = field(default_factory=OpenClip)
+    scenario: Scenario = field(default_factory=Scenario)
+    learner: AnyLearner = field(default_factory=CoOp)
+    federation: AnyFederation = field(default_factory=FedAvg)
+    training: Training = field(default_factory=Training)
+    communication: Communication = field(default_factory=Communication)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    resources: Resources = field(default_factory=Resources)
+    tracking: Tracking = field(default_factory=Tracking)
+    folder: Path = Path("runs")
+    store: Path = Path("fedarena-store")

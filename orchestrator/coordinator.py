@@ -1,0 +1,155 @@
+"""The coordinator: drives the rounds of one experiment, and commits each before the next.
+
+A plain class. On Ray it lives in an actor of its own, so that a dead driver or a dead coordinator
+costs nothing but the round that was under way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from safetensors.torch import load
+
+from fl_core.errors import FedarenaError
+from fl_core.local import check_pair
+from fl_core.round import RoundPlan, RoundResult, Setting, plan_round, run_round
+from fl_core.seeds import generator
+from fl_core.types import ClientResult, Outcome, ServerState
+from orchestrator.checkpoint import RoundRecord, RunStore
+from orchestrator.events import Committed, Event, Finished, Started
+from orchestrator.executors import Executor
+from orchestrator.experiment import Experiment, compute_features
+from orchestrator.jobs import GroupReply, Job, TrainJob
+from orchestrator.ledger import Ledger
+from orchestrator.placement import Placement
+from orchestrator.scoring import Scorer
+
+
+class Coordinator:
+    """Owns the server state of one experiment; the executor owns where clients run."""
+
+    def __init__(self, experiment: Experiment, executor: Executor, store: RunStore) -> None:
+        config = experiment.config
+        check_pair(config.learner, config.federation, config.training)
+        self.experiment, self.executor, self.store = experiment, executor, store
+        self.rule, self.evaluation = config.federation, config.evaluation
+        self.ledger = Ledger(store)
+        self.placement = Placement(executor.num_slots)
+        self.scorer = Scorer(experiment, executor, self.placement, self.ledger)
+
+    def run(self) -> Iterator[Event]:
+        """Go through all rounds that are not committed yet; yields what happens."""
+        yield from compute_features(self.experiment, self.executor)
+        server = self._begin()
+        yield self._started(server)
+        if not self.ledger.num_records:
+            yield self._commit(RoundResult(server, (), ()), {})
+        while server.round < self.rounds:
+            began = time.perf_counter()
+            plan = plan_round(self.setting, server.round, self.clients)
+            result = run_round(self.setting, server, plan, self.ledger.last_seen, self._execute)
+            if not result.accepted:
+                raise FedarenaError(_nobody_left(plan, result))
+            server = result.server
+            yield self._commit(result, {"time/round_s": time.perf_counter() - began})
+        yield Finished(self.store.folder.name, self.store.folder)
+
+    def _begin(self) -> ServerState:
+        """Make the actors ready. Returns the last committed state, or the initial one."""
+        setup = self.experiment.setup()
+        self.executor.configure(setup)
+        frozen = setup.learner.prepare(self.experiment.backbone, setup.task)
+        initial = setup.learner.init(frozen, generator(setup.seed, "init"))
+        specs = setup.learner.tensors(initial)
+        group_size = self.experiment.config.resources.group_size
+        assert isinstance(group_size, int)  # resolved before the run
+        self.setting = Setting(self.rule, setup.codec, specs, setup.seed, group_size)
+        self.rounds = self.rule.rounds if initial else 0
+        self.clients = np.flatnonzero(
+            np.diff(setup.offsets)
+        ).tolist()  # those with data to train on
+        self.fresh_state = self.rule.init_client(initial, specs)
+        return self.ledger.recover() or self.rule.init_server(initial, specs)
+
+    def _execute(self, plan: RoundPlan, message: bytes) -> Iterator[tuple[int, Sequence[Outcome]]]:
+        """Run a plan's groups on the slots, one call per slot."""
+
+        def make(slot: int, parts: list[int], cold: bool) -> Job:
+            if cold:
+                self.placement.forget(slot)
+            states, versions = self.ledger.client_states, self.ledger.versions_of
+            groups = [(i, versions(plan.groups[i])) for i in parts]
+            calls = (self.placement.group(i, slot, group, states) for i, group in groups)
+            return TrainJob(plan.round, tuple(calls))
+
+        for slot, replies in self.executor.run(
+            self.placement.calls(len(plan.groups), make), message
+        ):
+            for reply in replies:
+                assert isinstance(reply, GroupReply)  # a TrainJob is answered by nothing else
+                if reply.states:
+                    self.placement.note(slot, plan.groups[reply.index], plan.round)
+                yield reply.index, _with_states(reply)
+
+    def _commit(self, result: RoundResult, times: dict[str, float]) -> Committed:
+        """Score the new state where that is due, and make the round durable."""
+        server, metrics = result.server, {**result.metrics, **times}
+        self.ledger.stage(server.round - 1, result.states)
+        metrics |= {f"comm/{name}": float(value) for name, value in vars(result.traffic).items()}
+        metrics["clients/failed"] = float(len(result.failures))
+        record = RoundRecord(
+            round=server.round - 1,
+            time_ms=0,
+            accepted=result.accepted,
+            failures={str(f.client): f.reason for f in result.failures},
+            metrics=metrics,
+        )
+        if self._is_due(server.round):
+            began = time.perf_counter()
+            scores = self.scorer.score(server, self.fresh_state)
+            metrics |= {**scores.flat, "time/eval_s": time.perf_counter() - began}
+            record = replace(record, metrics=metrics, client_metrics=scores.by_client)
+        record = replace(record, time_ms=time.time_ns() // 1_000_000)
+        return Committed(self.store.folder.name, self.ledger.commit(record, server))
+
+    def _is_due(self, num_rounds: int) -> bool:
+        every = self.evaluation.every
+        return num_rounds == self.rounds or (every > 0 and num_rounds % every == 0)
+
+    def _started(self, server: ServerState) -> Started:
+        population, broadcast = self.experiment.population, self.rule.broadcast(server)
+        facts: dict[str, str | int | float] = {
+            "num_actors": self.executor.num_slots,
+            "num_clients": population.num_clients,
+            "num_train": int(population.num_examples.sum()),
+            "num_test": len(population.global_test),
+            "population_hash": population.hash,
+            "backbone_hash": self.experiment.backbone.weights_hash,
+            "shared_floats": sum(tensor.numel() for tensor in broadcast.values()),
+        }
+        folder = self.store.folder
+        return Started(folder.name, folder, self.rounds, server.round, facts)
+
+
+def _with_states(reply: GroupReply) -> list[Outcome]:
+    """Outcomes with each client's new private state, cut out of the group's message."""
+    if not reply.states:
+        return list(reply.outcomes)
+    stacked = load(reply.states)
+    return [
+        replace(outcome, state={name: tensor[lane] for name, tensor in stacked.items()})
+        if isinstance(outcome, ClientResult)
+        else outcome
+        for lane, outcome in enumerate(reply.outcomes)
+    ]
+
+
+def _nobody_left(plan: RoundPlan, result: RoundResult) -> str:
+    reasons = "\n".join(f"  client {f.client}: {f.reason}" for f in result.failures[:5])
+    return (
+        f"round {plan.round}: every client of the cohort failed, so the run stops. The rounds "
+        f"before it are kept; after a change, go on with `fedarena resume`.\n{reasons}"
+    )

@@ -1,0 +1,186 @@
+"""What the command line shows: progress while runs go on, plans, lists, the table of results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from orchestrator import events
+from orchestrator.config import ExperimentConfig
+from orchestrator.loading import to_dict
+from orchestrator.plan import Plan, make_plan
+from orchestrator.results import Result
+
+console = Console()
+
+COLUMNS = {
+    "acc %": "accuracy of the shared model on the whole test split",
+    "chosen": "the same in the round with the best validation accuracy",
+    "clients %": "accuracy of each client's model on its own test data: mean ± deviation",
+    "worst": "of these the lowest",
+    "MB up": "sent by all clients in all rounds, headers included (10^6 bytes)",
+    "MB dn": "sent to them",
+    "s": "seconds of rounds and scoring, without start-up",
+}
+
+
+class Watcher:
+    """Progress with time left, one bar per experiment; plain lines where there is no terminal."""
+
+    def __init__(self, configs: Sequence[ExperimentConfig], *, quiet: bool = False) -> None:
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]:<30}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        self.live = console.is_terminal and not quiet
+        self.plain = not console.is_terminal and not quiet
+        self.progress = Progress(*columns, console=console, disable=not self.live)
+        self._tasks: dict[str, TaskID] = {}
+        self._configs = configs
+
+    def __enter__(self) -> Watcher:
+        self.progress.start()
+        for config in self._configs:
+            self._tasks[_label(config)] = self.progress.add_task(
+                _label(config), total=None, start=False, note="waiting"
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def on_event(self, config: ExperimentConfig, event: events.Event) -> None:
+        label = _label(config)
+        task = self._tasks[label]
+        match event:
+            case events.Progress(stage, done, total):
+                if not done:
+                    self.progress.start_task(task)
+                self.progress.update(task, completed=done, total=total, note=stage)
+                if self.plain and done in (0, total):
+                    console.print(f"{label}: {stage} {done}/{total}")
+            case events.Started(rounds=rounds, next_round=next_round):
+                self.progress.reset(
+                    task, total=max(rounds, 1), completed=next_round, note="training"
+                )
+            case events.Committed(record=record):
+                self.progress.update(task, completed=record.round + 1, note=_scores(record.metrics))
+                if self.plain and _is_milestone(record.round + 1, config.federation.rounds):
+                    console.print(f"{label}: round {record.round + 1}  {_scores(record.metrics)}")
+            case events.Finished():
+                end = self.progress.tasks[task].total or 1
+                self.progress.update(task, completed=end, total=end)
+                self.progress.stop_task(task)
+
+
+def show_results(configs: Sequence[ExperimentConfig], results: Sequence[Result]) -> None:
+    """The table of runs, what its columns mean, and what to do next."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for config, result in zip(configs, results, strict=True):
+        table.add_row(_label(config), *_cells(result.summary))
+    console.print("[bold]Results on test data, last round[/]")
+    console.print(table)
+    for column, meaning in COLUMNS.items():
+        console.print(f"  [bold]{column}[/]: {meaning}", highlight=False)
+    console.print("\n[bold]Next[/]")
+    console.print("  fedarena ui", highlight=False)
+    console.print("  fedarena run examples/promptfl.yaml federation.rounds=40", highlight=False)
+
+
+def show_plan(configs: Sequence[ExperimentConfig]) -> None:
+    """What would run, and what it would send; nothing is computed but shapes."""
+    table = Table(title="Plan", title_justify="left")
+    for column in ("run", "rounds", "cohort", "group", "train", "test", "floats", "KB/round", "MB"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    table.add_column("state")
+    for config in configs:
+        table.add_row(*_plan_cells(make_plan(config)))
+    console.print(table)
+
+
+def show_list(kind: str) -> None:
+    """The names that a config may use, with one line each."""
+    from orchestrator.catalogue import entries
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", style="bold")
+    table.add_column("")
+    for name, line in entries(kind):
+        table.add_row(name, line)
+    console.print(table)
+
+
+def _label(config: ExperimentConfig) -> str:
+    return config.name or to_dict(config)["learner"]["name"]
+
+
+def _scores(metrics: dict[str, float] | object) -> str:
+    values = metrics if isinstance(metrics, dict) else {}
+    parts = []
+    for name, label in (("eval/global/accuracy", "acc"), ("eval/personal/accuracy", "clients")):
+        if name in values:
+            parts.append(f"{label} {100 * values[name]:.1f} %")
+    return "  ".join(parts) or "training"
+
+
+def _is_milestone(done: int, total: int) -> bool:
+    return done in (0, total) or done % max(1, total // 5) == 0
+
+
+def _cells(summary: dict[str, float]) -> list[str]:
+    def percent(name: str) -> str:
+        return f"{100 * summary[name]:.1f}" if name in summary else "–"
+
+    clients = percent("eval/personal/accuracy")
+    if "eval/personal/accuracy_std" in summary:
+        clients += f" ± {100 * summary['eval/personal/accuracy_std']:.1f}"
+    return [
+        percent("eval/global/accuracy"),
+        percent("selected/global/accuracy"),
+        clients,
+        percent("eval/personal/worst_accuracy"),
+        f"{summary['comm/up_bytes'] / 1e6:.2f}",
+        f"{summary['comm/down_bytes'] / 1e6:.2f}",
+        f"{summary['time/run_s']:.1f}",
+    ]
+
+
+def _plan_cells(plan: Plan) -> list[str]:
+    return [
+        plan.run,
+        str(plan.rounds),
+        str(plan.cohort),
+        str(plan.group_size),
+        f"{plan.num_train:,}",
+        f"{plan.num_test:,}",
+        f"{plan.shared_floats:,}",
+        f"{plan.round_bytes / 1e3:.1f}",
+        f"{plan.total_bytes / 1e6:.2f}",
+        plan.state,
+    ]

@@ -1,0 +1,79 @@
+"""The process in which coordinators live: one experiment after the other on warm actors."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+from cluster.reserve import Slices, cluster_nodes
+from cluster.slices import check_placement, choose_num_slots, count_slices, slice_bundle
+from orchestrator.checkpoint import RunStore
+from orchestrator.config import ExperimentConfig
+from orchestrator.coordinator import Coordinator
+from orchestrator.events import Event, Finished
+from orchestrator.executors import Executor, InlineExecutor, RayExecutor
+from orchestrator.experiment import Experiment, prepare_experiment, run_folder
+from orchestrator.loading import to_yaml
+
+
+class CoordinatorHost:
+    """A plain class: an actor on Ray, an object in this process for the inline executor."""
+
+    def __init__(self) -> None:
+        self.executor: InlineExecutor | RayExecutor | None = None
+
+    def run(self, config: ExperimentConfig, slices: Slices | None = None) -> Iterator[Event]:
+        """Run a resolved experiment from wherever it stands; yields what happens.
+
+        slices: where its client actors live; None runs them in this process.
+        """
+        store = RunStore(run_folder(config))
+        with store.lock():
+            if store.read_text("DONE") is not None:
+                yield Finished(store.folder.name, store.folder)
+                return
+            executor = self._executor_for(config, slices)  # its actors start while data are loaded
+            experiment = prepare_experiment(config)
+            _write_description(store, experiment)
+            yield from Coordinator(experiment, executor, store).run()
+            store.write_text("DONE", "")
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def close(self) -> None:
+        if self.executor is not None:
+            self.executor.close()
+            self.executor = None
+
+    def _executor_for(self, config: ExperimentConfig, slices: Slices | None) -> Executor:
+        """The executor of the last experiment where it fits, so that its actors stay warm."""
+        if slices is None:
+            self.executor = InlineExecutor()
+            return self.executor
+        if not isinstance(self.executor, RayExecutor) or self.executor.slices != slices:
+            self.close()
+            self.executor = RayExecutor(slices, config.resources.timeout_s)
+        return self.executor
+
+
+def num_slots(config: ExperimentConfig) -> int:
+    """How many actors an experiment gets; ResourceError where the cluster cannot hold them."""
+    resources, num_clients = config.resources, config.scenario.num_clients
+    nodes, bundle = cluster_nodes(), slice_bundle(**vars(resources.slice))
+    cohort = min(config.federation.clients_per_round or num_clients, num_clients)
+    assert isinstance(resources.group_size, int)  # resolved before the run
+    num_groups = math.ceil(cohort / resources.group_size)
+    available = count_slices(nodes, bundle)
+    wanted = choose_num_slots(resources.clients_per_actor, num_clients, num_groups, available)
+    check_placement(wanted, nodes, bundle)
+    return wanted
+
+
+def _write_description(store: RunStore, experiment: Experiment) -> None:
+    """What the run is about, beside its rounds: config, and who holds which rows."""
+    store.write_text("config.yaml", to_yaml(experiment.config))
+    manifest = store.folder / "population.parquet"
+    if not manifest.exists():
+        experiment.population.save(manifest)

@@ -1,0 +1,57 @@
+"""Which slot gets which groups, and which slot holds whose private state already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from safetensors.torch import save
+
+from fl_core.types import Params
+from orchestrator.executors import Call
+from orchestrator.jobs import GroupCall, Job
+
+Fetch = Callable[[Mapping[int, int]], Mapping[int, Params]]
+"""Private states by client, for client -> round at which its state stands."""
+
+
+MakeJob = Callable[[int, list[int], bool], Job]
+"""The job for (slot, numbers of its parts, whether its actor is new and holds no state)."""
+
+
+class Placement:
+    """Deals work out to slots. A state is sent only to a slot that does not hold it."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._holders: dict[int, tuple[int, int]] = {}
+
+    def calls(self, num_parts: int, make: MakeJob) -> list[Call]:
+        """One call per slot: parts 0..n-1 are dealt out in turn; ``make(slot, parts, cold)``."""
+
+        def call(slot: int) -> Call:
+            parts = list(range(slot, num_parts, self.num_slots))
+            return Call(slot, lambda cold: make(slot, parts, cold))
+
+        return [call(slot) for slot in range(min(self.num_slots, num_parts))]
+
+    def note(self, slot: int, clients: Sequence[int], round: int) -> None:
+        """The slot now holds these clients' states of that round."""
+        self._holders |= dict.fromkeys(clients, (slot, round))
+
+    def forget(self, slot: int) -> None:
+        """The slot's actor is new and holds nothing."""
+        self._holders = {c: held for c, held in self._holders.items() if held[0] != slot}
+
+    def group(self, index: int, slot: int, versions: Mapping[int, int], fetch: Fetch) -> GroupCall:
+        """The call for a group (client -> round of its state), with the states the slot lacks."""
+        missing = {
+            client: version
+            for client, version in versions.items()
+            if version >= 0 and self._holders.get(client) != (slot, version)
+        }
+        states = (
+            {client: save(state) for client, state in fetch(missing).items()} if missing else {}
+        )
+        for client, version in missing.items():
+            self._holders[client] = (slot, version)
+        return GroupCall(index, tuple(versions), tuple(versions.values()), states)

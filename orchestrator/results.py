@@ -1,0 +1,94 @@
+"""What a run has produced, read from its folder: rounds as a table, parameters, the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fl_core.errors import StateError
+from fl_core.types import Params
+from orchestrator.checkpoint import RoundRecord, RunStore
+from scenarios.evaluate import SELECTION_METRIC, choose_round
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's committed rounds. Nothing is held but its folder and its records."""
+
+    folder: Path
+    records: Sequence[RoundRecord]
+
+    @classmethod
+    def load(cls, folder: Path) -> Result:
+        """StateError where the folder holds no committed round."""
+        records = RunStore(folder).records()
+        if not records:
+            raise StateError(f"{folder} holds no committed round. Start it with `fedarena run`.")
+        return cls(folder, records)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """One row per committed round, indexed by the number of rounds done; metrics as columns.
+
+        ``comm/total_mb`` is what was sent so far in both directions (megabytes of 10^6 bytes).
+        """
+        import pandas as pd
+
+        table = pd.DataFrame([record.metrics for record in self.records])
+        table.index = pd.Index([record.round + 1 for record in self.records], name="round")
+        sent = table["comm/up_bytes"] + table["comm/down_bytes"]
+        table["comm/total_mb"] = sent.cumsum() / 1e6
+        return table
+
+    @property
+    def last(self) -> RoundRecord:
+        """The last committed round: the one that is reported."""
+        return self.records[-1]
+
+    @property
+    def selected(self) -> RoundRecord | None:
+        """The round with the best validation accuracy, if it was measured."""
+        by_round = {
+            r.round: r.metrics[SELECTION_METRIC]
+            for r in self.records
+            if SELECTION_METRIC in r.metrics
+        }
+        best = choose_round(by_round)
+        return None if best is None else next(r for r in self.records if r.round == best)
+
+    @cached_property
+    def parameters(self) -> Params:
+        """The final shared tensors; empty where a method shares none."""
+        state = RunStore(self.folder).server_state(self.last)
+        if state is None:
+            raise StateError(f"{self.folder}: the tensors of round {self.last.round} are gone.")
+        return state.tensors
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Metrics of the last round, bytes and seconds of the whole run."""
+        totals = dict.fromkeys(("comm/up_bytes", "comm/down_bytes"), 0.0)
+        seconds = 0.0
+        for record in self.records:
+            for name in totals:
+                totals[name] += record.metrics.get(name, 0.0)
+            seconds += record.metrics.get("time/round_s", 0.0)
+            seconds += record.metrics.get("time/eval_s", 0.0)
+        summary = {**self.last.metrics, **totals, "time/run_s": seconds}
+        if self.selected is not None:
+            chosen = self.selected.metrics
+            summary["selected/round"] = float(self.selected.round + 1)
+            for name in ("eval/global/accuracy", "eval/personal/accuracy"):
+                if name in chosen:
+                    summary[name.replace("eval/", "selected/")] = chosen[name]
+        return summary

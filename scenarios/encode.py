@@ -1,0 +1,53 @@
+"""Images through a frozen encoder, in chunks of one fixed batch shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from scenarios.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Ints = npt.NDArray[np.int64]
+
+Transform = Callable[["Image"], Tensor]
+"""One RGB image to one input of the encoder, [3, H, W]."""
+
+Encoder = Callable[[Tensor], Tensor]
+"""Inputs [B, 3, H, W] to features [B, ...] of a dtype that NumPy has, on any device."""
+
+
+def chunk_rows(rows: Ints, batch_size: int) -> list[Ints]:
+    """``rows`` cut into chunks of ``batch_size``; the last one may be shorter."""
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+@torch.no_grad()
+def encode_chunk(
+    dataset: Dataset, rows: Ints, encoder: Encoder, transform: Transform, batch_size: int
+) -> npt.NDArray[Any]:
+    """Features [len(rows), ...] of at most ``batch_size`` rows.
+
+    The batch is filled up with its last image, so that the encoder always sees one shape and the
+    bits of a row do not depend on how many processes share the work. Inputs are made on the CPU;
+    the encoder moves them. DataError for an unreadable image.
+    """
+    inputs = torch.stack([transform(dataset.image(int(row))) for row in rows])  # [b, 3, H, W]
+    padding = inputs[-1:].expand(batch_size - len(rows), *inputs.shape[1:])
+    features = encoder(torch.cat([inputs, padding]))[: len(rows)]
+    return features.cpu().numpy()
+
+
+def encode_dataset(
+    dataset: Dataset, rows: Ints, encoder: Encoder, transform: Transform, batch_size: int
+) -> Iterator[npt.NDArray[Any]]:
+    """The features of ``rows``, chunk by chunk in their order."""
+    for part in chunk_rows(rows, batch_size):
+        yield encode_chunk(dataset, part, encoder, transform, batch_size)

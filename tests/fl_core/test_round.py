@@ -1,0 +1,176 @@
+import json
+
+import pytest
+import torch
+from toys import Bench, linear_problem, uneven_shards
+
+from fl_core import wire
+from fl_core.federation import FedAvg, FedProx, LocalOnly
+from fl_core.local import Training
+from fl_core.optim import SGD
+from fl_core.round import Setting, plan_round, run_round
+from fl_core.types import ClientFailure, ServerState
+
+SIZES = [10, 5, 20, 15, 10]
+TRAINING = Training(SGD(lr=0.2), local_epochs=2, batch_size=8)
+
+
+def make(rule, group_size=2, codec=None, **fields):
+    problem = linear_problem(dtype=torch.float32, **fields)
+    specs = problem.learner.tensors(problem.initial)
+    bench = Bench(problem, rule, TRAINING, uneven_shards(60, SIZES), codec or wire.FP32(), {}, {})
+    setting = Setting(rule, bench.codec, specs, 0, group_size)
+    return bench, setting, rule.init_server(problem.initial, specs)
+
+
+def go(bench, setting, server, rounds):
+    last_seen = {}
+    results = []
+    for round in range(rounds):
+        plan = plan_round(setting, round, range(len(SIZES)))
+        results.append(run_round(setting, server, plan, last_seen, bench.execute))
+        server = results[-1].server
+        last_seen |= dict.fromkeys(results[-1].accepted, round)
+    return results
+
+
+def test_the_order_of_completion_does_not_matter():
+    rule = FedAvg(rounds=3)
+    bench, setting, server = make(rule)
+    forward = go(bench, setting, server, 3)[-1]
+    backward_bench = Bench(**{**vars(make(rule)[0]), "reverse": True})
+    backward = go(backward_bench, setting, server, 3)[-1]
+    for name, tensor in forward.server.tensors.items():
+        assert torch.equal(tensor, backward.server.tensors[name])
+    assert forward.accepted == backward.accepted
+    assert forward.metrics == backward.metrics
+
+
+def test_a_cohort_is_drawn_by_name_sorted_and_cut_into_consecutive_groups():
+    _, setting, _ = make(FedAvg(clients_per_round=4), group_size=3)
+    plan = plan_round(setting, 0, range(100))
+    assert plan.cohort == sorted(plan.cohort)
+    assert [len(group) for group in plan.groups] == [3, 1]
+    assert plan == plan_round(setting, 0, range(100))
+    assert plan.cohort != plan_round(setting, 1, range(100)).cohort
+
+
+def test_every_client_takes_part_now_and_then():
+    _, setting, _ = make(FedAvg(clients_per_round=2))
+    drawn = {c for round in range(40) for c in plan_round(setting, round, range(10)).cohort}
+    assert drawn == set(range(10))
+
+
+def test_inputs_are_not_mutated():
+    bench, setting, server = make(FedProx(rounds=1, mu=0.1))
+    before = {n: t.clone() for n, t in server.tensors.items()}
+    plan = plan_round(setting, 0, range(5))
+    run_round(setting, server, plan, {}, bench.execute)
+    assert server.round == 0
+    assert all(torch.equal(server.tensors[n], t) for n, t in before.items())
+
+
+def test_bytes_are_the_lengths_of_the_messages():
+    bench, setting, server = make(FedAvg(rounds=2))
+    for result in go(bench, setting, server, 2):
+        round = result.server.round - 1
+        messages = [bench.sent[round, client] for client in range(5)]
+        shapes = {n: tuple(t.shape) for n, t in server.tensors.items()}
+        assert result.traffic.up_bytes == sum(map(len, messages))
+        assert result.traffic.down_bytes == 5 * wire.message_bytes(wire.FP32(), shapes)
+        assert result.traffic.up_payload_bytes == 5 * 4 * (6 * 3 + 3)
+
+
+def test_fp16_halves_the_payload():
+    bench, setting, server = make(FedAvg(rounds=1), codec=wire.FP16())
+    assert go(bench, setting, server, 1)[0].traffic.up_payload_bytes == 5 * 2 * (6 * 3 + 3)
+
+
+def test_personal_tensors_never_travel():
+    bench, setting, server = make(FedAvg(rounds=2), personal_bias=True)
+    results = go(bench, setting, server, 2)
+    for message in bench.sent.values():
+        header = json.loads(message[8 : 8 + int.from_bytes(message[:8], "little")])
+        assert set(header) == {"weight"}
+    assert set(results[-1].server.tensors) == {"weight"}
+    assert set(results[-1].states[3]) == {"personal.bias"}
+    assert torch.count_nonzero(results[-1].states[3]["personal.bias"]) > 0
+
+
+def test_local_only_sends_nothing_and_costs_nothing():
+    bench, setting, server = make(LocalOnly(rounds=1))
+    result = go(bench, setting, server, 1)[0]
+    assert set(bench.sent.values()) == {b""}
+    assert result.traffic.up_bytes == result.traffic.down_bytes == 0
+
+
+def test_what_has_not_changed_is_not_sent_again():
+    bench, setting, server = make(FedAvg(rounds=3))
+    plan = plan_round(setting, 0, range(5))
+    frozen = ServerState(server.tensors, 3, {"weight": 1, "bias": 3})
+    last_seen = {
+        0: 0,
+        1: 2,
+        2: 3,
+    }  # 0 lacks both, 1 lacks the bias, 2 has everything, 3 and 4 nothing
+    traffic = run_round(setting, frozen, plan, last_seen, bench.execute).traffic
+    both, bias = 4 * (18 + 3), 4 * 3
+    assert traffic.down_payload_bytes == both + bias + 0 + 2 * both
+
+
+def test_a_client_that_fails_is_left_out_of_the_mean_and_named():
+    bench, setting, server = make(FedAvg(rounds=1), group_size=1)
+
+    def execute(plan, message):
+        for index, outcomes in bench.execute(plan, message):
+            if plan.groups[index] == (2,):
+                outcomes = [ClientFailure(2, "its disk was full")]
+            yield index, outcomes
+
+    plan = plan_round(setting, 0, range(5))
+    result = run_round(setting, server, plan, {}, execute)
+    assert result.accepted == (0, 1, 3, 4)
+    assert result.failures == (ClientFailure(2, "its disk was full"),)
+    without = run_round(setting, server, plan_round(setting, 0, [0, 1, 3, 4]), {}, bench.execute)
+    assert torch.equal(result.server.tensors["weight"], without.server.tensors["weight"])
+
+
+def test_an_unusable_message_is_a_failure_of_its_client():
+    bench, setting, server = make(FedAvg(rounds=1), group_size=1)
+
+    def execute(plan, message):
+        for index, outcomes in bench.execute(plan, message):
+            if plan.groups[index] == (1,):
+                outcomes = [type(outcomes[0])(1, outcomes[0].message[:-5], 5)]
+            yield index, outcomes
+
+    result = run_round(setting, server, plan_round(setting, 0, range(5)), {}, execute)
+    assert 1 not in result.accepted
+    assert "round 0, client 1: the message is damaged" in result.failures[0].reason
+
+
+def test_a_round_in_which_everyone_fails_leaves_the_state_as_it_was():
+    _, setting, server = make(FedAvg(rounds=1), group_size=5)
+
+    def execute(plan, message):
+        yield 0, [ClientFailure(c, "no") for c in plan.cohort]
+
+    result = run_round(setting, server, plan_round(setting, 0, range(5)), {}, execute)
+    assert result.accepted == ()
+    assert result.server.tensors is server.tensors
+    assert result.server.round == 1
+
+
+def test_the_loss_falls():
+    bench, setting, server = make(FedAvg(rounds=8))
+    losses = [result.metrics["train/loss"] for result in go(bench, setting, server, 8)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 5])
+def test_group_size_changes_nothing_but_the_last_digits(group_size):
+    bench, setting, server = make(FedAvg(rounds=2), group_size=group_size)
+    reference = make(FedAvg(rounds=2), group_size=2)
+    ours = go(bench, setting, server, 2)[-1].server.tensors["weight"]
+    theirs = go(*reference, 2)[-1].server.tensors["weight"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)

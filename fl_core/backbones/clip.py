@@ -197,7 +197,10 @@ class Clip:
             "names", classes, lambda: asdict(name_tokens(self._tokenizer, classes))
         )
         found["ids"] = [tuple(row) for row in found["ids"]]
-        return NameTokens(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+        }
+        return NameTokens(**fields)
 
     def _cached(self, kind: str, texts: Sequence[str], compute: Callable[[], Any]) -> Any:
         return cached_tokens(self.folder / "tokens", kind, texts, compute)

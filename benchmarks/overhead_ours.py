@@ -1,6 +1,6 @@
 """What ``round_overhead.py`` times in this environment: fedarena's rounds, and a bare Ray loop.
 
-Run by it in a process of its own: ``python overhead_ours.py NAME SETTING.json``; prints JSON.
+Run by it in a process of its own: ``python overhead_ours.py NAME SETTING`` (JSON); prints JSON.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 

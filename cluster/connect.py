@@ -20,12 +20,14 @@ def connect(address: str | None) -> Any:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    if not wanted:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
     import ray
 
     if ray.is_initialized():
         return ray
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    wanted = address or os.environ.get("RAY_ADDRESS")
     if not wanted:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import torch
-
 from fl_core.types import Params
 
 Weights = Literal["num_examples", "uniform"]
@@ -14,7 +12,7 @@ Weights = Literal["num_examples", "uniform"]
 
 @dataclass(frozen=True)
 class Partial:
-    """What has been aggregated so far. An aggregator hands back a new one for each update."""
+    """What has been aggregated so far; it belongs to the aggregator that made it."""
 
     sums: Params = field(default_factory=dict)
     total_weight: float = 0.0
@@ -22,9 +20,14 @@ class Partial:
 
 
 class Aggregator(Protocol):
-    """A fold over the updates of a round, fed in the order of the client numbers."""
+    """A fold over the updates of a round, fed in the order of the client numbers.
 
-    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial: ...
+    Both functions use up the ``partial`` they are given: sums grow in place, since a new sum per
+    client costs five times as much at a few megabytes.
+    """
+
+    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
+        """The sums with one more update, which stays as it is."""
 
     def finish(self, partial: Partial) -> Params:
         """The aggregated update; empty where no client's update came in."""
@@ -39,7 +42,7 @@ class WeightedMean:
     def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
         weight = float(num_examples) if self.weights == "num_examples" else 1.0
         sums = {
-            name: torch.add(partial.sums[name], tensor, alpha=weight)
+            name: partial.sums[name].add_(tensor, alpha=weight)
             if name in partial.sums
             else tensor.double() * weight
             for name, tensor in update.items()
@@ -49,4 +52,4 @@ class WeightedMean:
     def finish(self, partial: Partial) -> Params:
         if not partial.num_clients:
             return {}
-        return {name: tensor / partial.total_weight for name, tensor in partial.sums.items()}
+        return {name: tensor.div_(partial.total_weight) for name, tensor in partial.sums.items()}

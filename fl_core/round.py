@@ -177,7 +177,7 @@ def _news(
 def _traffic(
     setting: Setting,
     server: ServerState,
-    message: bytes,
+    message: wire.Message,
     news: Sequence[frozenset[str]],
     accepted: Sequence[ClientResult],
 ) -> Traffic:

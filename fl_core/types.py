@@ -72,7 +72,7 @@ class ClientResult:
     """What a client hands back: an encoded update, its new private state, and measurements."""
 
     client: int
-    message: bytes
+    message: bytes | memoryview
     num_examples: int
     state: Params = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -20,14 +20,15 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from fl_core.errors import StateError
+from fl_core.errors import ResourceError, StateError
 from fl_core.types import Params, ServerState
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rounds_folder = folder / "rounds"
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")  # starts at its first task
 
     # -- whole files -------------------------------------------------------------------------
 
@@ -78,9 +80,17 @@ class RunStore:
     def lock(self, wait_s: float = 15.0) -> Iterator[None]:
         """Hold the run for this process. StateError where another still holds it after a while.
 
-        The wait is for a killed predecessor, whose processes take a moment to go.
+        The wait is for a killed predecessor, whose processes take a moment to go. ResourceError
+        where the folder cannot be made or written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".lock").touch()
+        except OSError as error:
+            raise ResourceError(
+                f"folder = {str(self.folder.parent)!r} cannot be written: {error.strerror}. Name "
+                "another place for runs with folder=PATH."
+            ) from error
         with (self.folder / ".lock").open("a") as handle:
             waiter = threading.Thread(target=fcntl.flock, args=(handle, fcntl.LOCK_EX), daemon=True)
             waiter.start()
@@ -104,17 +114,21 @@ class RunStore:
             tensors |= {f"{CLIENT}{client}/{name}": t for name, t in state.items()}
         stem = f"{record.round + 1:06d}"
         blob = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-        written = RoundRecord(
-            **{
-                **asdict(record),
-                "stateful": sorted(states),
-                "changed": dict(server.changed),
-                "tensors_file": f"{stem}.safetensors",
-                "sha256": hashlib.sha256(blob).hexdigest(),
-            }
+        # Both files reach the disk at the same time; the record gets its name last.
+        path = self.rounds_folder / f"{stem}.safetensors"
+        tensors_synced = self._disk.submit(write_synced, path, blob)
+        written = replace(
+            record,
+            stateful=sorted(states),
+            changed=dict(server.changed),
+            tensors_file=path.name,
+            sha256=hashlib.sha256(blob).hexdigest(),
         )
-        write_atomic(self.rounds_folder / written.tensors_file, blob, sync_folder=False)
-        write_atomic(self.rounds_folder / f"{stem}.json", json.dumps(asdict(written)).encode())
+        json_path = self.rounds_folder / f"{stem}.json"
+        temporary = write_synced(json_path, json.dumps(vars(written)).encode())
+        tensors_synced.result().replace(path)
+        temporary.replace(json_path)
+        sync_folder(self.rounds_folder)
         return written
 
     def records(self) -> list[RoundRecord]:
@@ -176,21 +190,34 @@ class RunStore:
         return states
 
     def drop_tensors(self, round: int) -> None:
-        """Remove the tensors of a round that nothing refers to any more; its record stays."""
-        (self.rounds_folder / f"{round + 1:06d}.safetensors").unlink(missing_ok=True)
+        """Remove the tensors of a round that nothing refers to any more; its record stays.
+
+        In the background: nothing waits for it, and a file that is left over does no harm.
+        """
+        path = self.rounds_folder / f"{round + 1:06d}.safetensors"
+        self._disk.submit(path.unlink, missing_ok=True)
 
 
-def write_atomic(path: Path, content: bytes, sync_folder: bool = True) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that it is there as a whole or not at all, even after a power cut."""
+    write_synced(path, content).replace(path)
+    sync_folder(path.parent)
+
+
+def write_synced(path: Path, content: bytes) -> Path:
+    """Write ``content`` to disk beside ``path``; the temporary file, to be given that name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as handle:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
-    temporary.replace(path)
-    if sync_folder:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    return temporary
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

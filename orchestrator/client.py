@@ -10,6 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class ClientActor:
         self._states: dict[int, tuple[int, Params]] = {}
 
     def configure(self, setup: Setup) -> int:
-        """Make this actor ready for an experiment; the same again costs nothing. Returns its pid."""
+        """Make this actor ready for an experiment; the same again costs nothing. Returns pid."""
         if self.setup is None or self.setup.key != setup.key:
             torch.set_num_threads(setup.threads)
             self.device = _device(setup.gpu_share)
@@ -73,7 +74,7 @@ class ClientActor:
 
     def do(self, job: Job, shared: bytes | np.ndarray) -> list[Reply]:
         """Carry out one job; ``shared`` is the message that all actors get (a broadcast)."""
-        message = bytes(shared)
+        message = shared if isinstance(shared, bytes) else shared.data
         match job:
             case TrainJob():
                 broadcast = self._decode(message)
@@ -97,12 +98,14 @@ class ClientActor:
         work = plan_work(setup.training, moment, call.clients, shards)
         states = [self._state(call, lane) for lane in range(len(call.clients))]
         result, reasons = self._attempts(broadcast, stack(states), work, moment)
-        outcomes = [
-            ClientFailure(client, reasons[lane])
-            if lane in reasons
-            else self._encode_lane(result, lane, client, len(shards[lane]))
-            for lane, client in enumerate(call.clients)
-        ]
+        metrics = _by_lane(result.metrics, len(call.clients))
+        outcomes: list[Outcome] = []
+        for lane, client in enumerate(call.clients):
+            if lane in reasons:
+                outcomes.append(ClientFailure(client, reasons[lane]))
+                continue
+            measured = ClientResult(client, b"", len(shards[lane]), metrics=metrics[lane])
+            outcomes.append(self._with_message(measured, result.update, lane))
         for lane, outcome in enumerate(outcomes):
             if isinstance(outcome, ClientResult) and result.state:
                 own = {name: tensor[lane] for name, tensor in result.state.items()}
@@ -153,16 +156,12 @@ class ClientActor:
             self.problem, setup.rule, setup.training, broadcast, states, work, moment
         )
 
-    def _encode_lane(
-        self, result: LocalResult, lane: int, client: int, num_examples: int
-    ) -> Outcome:
+    def _with_message(self, measured: ClientResult, update: Params, lane: int) -> Outcome:
         try:
-            update = {name: tensor[lane] for name, tensor in result.update.items()}
-            message = wire.encode(self._configured().codec, update)
+            own = {name: tensor[lane] for name, tensor in update.items()}
+            return replace(measured, message=wire.encode(self._configured().codec, own))
         except FedarenaError as error:
-            return ClientFailure(client, str(error))
-        metrics = {name: float(values[lane]) for name, values in result.metrics.items()}
-        return ClientResult(client, message, num_examples, metrics=metrics)
+            return ClientFailure(measured.client, str(error))
 
     # -- scoring -----------------------------------------------------------------------------
 
@@ -184,14 +183,14 @@ class ClientActor:
             raise RuntimeError("configure() comes before do()")
         return self.setup
 
-    def _decode(self, message: bytes) -> Params:
+    def _decode(self, message: wire.Message) -> Params:
         codec, sender = self._configured().codec, "the server's broadcast"
         tensors = wire.decode(codec, message, self.broadcast_shapes, sender)
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
-    def _load(self, message: bytes) -> Params:
+    def _load(self, message: wire.Message) -> Params:
         """Tensors of a message between coordinator and actors that is no communication."""
-        tensors = load(message) if message else {}
+        tensors = load(bytes(message)) if message else {}
         return {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
 
     def _rows(self, rows: np.ndarray) -> torch.Tensor:
@@ -263,14 +262,18 @@ def _not_finite(result: LocalResult) -> dict[int, str]:
     """Lanes whose trained values are not all finite, with the first tensor's name."""
     reasons: dict[int, str] = {}
     for name, values in {**result.update, **result.state, **result.metrics}.items():
-        fine = (
-            values.isfinite().flatten(start_dim=1).all(dim=1)
-            if values.dim() > 1
-            else values.isfinite()
-        )
-        for lane in torch.nonzero(~fine).flatten().tolist():
-            reasons.setdefault(lane, f"{name} has values that are not finite after training")
+        if wire.all_finite(values):
+            continue
+        for lane, own in enumerate(values):
+            if not own.isfinite().all():
+                reasons.setdefault(lane, f"{name} has values that are not finite after training")
     return reasons
+
+
+def _by_lane(metrics: Params, num_lanes: int) -> list[dict[str, float]]:
+    """Metrics [G] by name as one dict per client."""
+    columns = {name: values.tolist() for name, values in metrics.items()}
+    return [{name: values[lane] for name, values in columns.items()} for lane in range(num_lanes)]
 
 
 def _reply(index: int, scores: Sequence[Scores]) -> ScoreReply:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich import box
@@ -115,12 +115,13 @@ def show_results(configs: Sequence[ExperimentConfig], results: Sequence[Result])
 
 def show_plan(configs: Sequence[ExperimentConfig]) -> None:
     """What would run, and what it would send; nothing is computed but shapes."""
-    table = Table(title="Plan", title_justify="left")
-    for column in ("run", "rounds", "cohort", "group", "train", "test", "floats", "KB/round", "MB"):
-        table.add_column(column, justify="left" if column == "run" else "right")
-    table.add_column("state")
+    plans = [make_plan(config) for config in configs]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("plan", no_wrap=True)
     for config in configs:
-        table.add_row(*_plan_cells(make_plan(config)))
+        table.add_column(_label(config), justify="right", no_wrap=True)
+    for name, cell in PLAN_ROWS.items():
+        table.add_row(name, *(cell(plan) for plan in plans))
     console.print(table)
 
 
@@ -171,16 +172,14 @@ def _cells(summary: dict[str, float]) -> list[str]:
     ]
 
 
-def _plan_cells(plan: Plan) -> list[str]:
-    return [
-        plan.run,
-        str(plan.rounds),
-        str(plan.cohort),
-        str(plan.group_size),
-        f"{plan.num_train:,}",
-        f"{plan.num_test:,}",
-        f"{plan.shared_floats:,}",
-        f"{plan.round_bytes / 1e3:.1f}",
-        f"{plan.total_bytes / 1e6:.2f}",
-        plan.state,
-    ]
+PLAN_ROWS: dict[str, Callable[[Plan], str]] = {
+    "rounds": lambda plan: str(plan.rounds),
+    "clients per round": lambda plan: str(plan.cohort),
+    "clients per group": lambda plan: str(plan.group_size),
+    "training examples": lambda plan: f"{plan.num_train:,}",
+    "test examples": lambda plan: f"{plan.num_test:,}",
+    "shared floats": lambda plan: f"{plan.shared_floats:,}",
+    "KB per round, up and down": lambda plan: f"{plan.round_bytes / 1e3:.1f}",
+    "MB in all": lambda plan: f"{plan.total_bytes / 1e6:.2f}",
+    "state": lambda plan: plan.state,
+}

@@ -16,7 +16,7 @@ import numpy as np
 from cluster.reserve import Slices
 from fl_core.errors import ResourceError
 from orchestrator.client import ClientActor
-from orchestrator.jobs import Job, Reply, Setup
+from orchestrator.jobs import SHARED_FROM_BYTES, Job, Reply, Setup
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,9 @@ class RayExecutor:
                 self._replace(slot, error)
 
     def run(self, calls: Sequence[Call], shared: bytes = b"") -> Iterator[tuple[int, list[Reply]]]:
-        payload = self._ray.put(np.frombuffer(shared, np.uint8)) if shared else b""
+        payload: Any = shared  # a small message costs least inside the call itself
+        if len(shared) >= SHARED_FROM_BYTES:
+            payload = self._ray.put(np.frombuffer(shared, np.uint8))
         attempts = dict.fromkeys(range(len(calls)), 0)
         pending = {self._submit(call, payload, cold=False): i for i, call in enumerate(calls)}
         while pending:

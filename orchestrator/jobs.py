@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import PickleBuffer
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +15,14 @@ from fl_core import wire
 from fl_core.federation import Federation
 from fl_core.learners import Learner
 from fl_core.local import Training
-from fl_core.types import Outcome, Task
+from fl_core.types import ClientResult, Outcome, Task
 from scenarios.data.dataset import Dataset
 from scenarios.features import FeatureKey
 
 Rows = npt.NDArray[np.int64]
+
+SHARED_FROM_BYTES = 64 * 1024
+"""Size from which a message is worth a place of its own in Ray's shared memory."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,25 @@ class GroupReply:
     index: int
     outcomes: Sequence[Outcome]
     states: bytes = b""
+
+    def __reduce__(self) -> tuple[Callable[..., GroupReply], tuple[Any, ...]]:
+        """Large messages travel as buffers: Ray shares their memory instead of copying them."""
+        outcomes, buffers = list(self.outcomes), {}
+        for lane, outcome in enumerate(outcomes):
+            if isinstance(outcome, ClientResult) and len(outcome.message) >= SHARED_FROM_BYTES:
+                buffers[lane] = PickleBuffer(outcome.message)
+                outcomes[lane] = replace(outcome, message=b"")
+        return _restored, (self.index, outcomes, self.states, buffers)
+
+
+def _restored(
+    index: int, outcomes: list[Outcome], states: bytes, buffers: Mapping[int, Any]
+) -> GroupReply:
+    for lane, buffer in buffers.items():
+        outcome = outcomes[lane]
+        assert isinstance(outcome, ClientResult)  # a failure has no message
+        outcomes[lane] = replace(outcome, message=memoryview(buffer).cast("B"))
+    return GroupReply(index, outcomes, states)
 
 
 @dataclass(frozen=True)

@@ -76,15 +76,14 @@ class Result:
 
     @property
     def summary(self) -> dict[str, float]:
-        """Metrics of the last round, bytes and seconds of the whole run."""
-        totals = dict.fromkeys(("comm/up_bytes", "comm/down_bytes"), 0.0)
-        seconds = 0.0
+        """Scores of the last round and of the chosen one; bytes and seconds of the whole run."""
+        summary = {n: v for n, v in self.last.metrics.items() if n.startswith(("eval/", "train/"))}
         for record in self.records:
-            for name in totals:
-                totals[name] += record.metrics.get(name, 0.0)
-            seconds += record.metrics.get("time/round_s", 0.0)
-            seconds += record.metrics.get("time/eval_s", 0.0)
-        summary = {**self.last.metrics, **totals, "time/run_s": seconds}
+            for name, value in record.metrics.items():
+                if name.startswith("comm/"):
+                    summary[name] = summary.get(name, 0.0) + value
+                elif name.startswith("time/"):
+                    summary["time/run_s"] = summary.get("time/run_s", 0.0) + value
         if self.selected is not None:
             chosen = self.selected.metrics
             summary["selected/round"] = float(self.selected.round + 1)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from fl_core.backbones.module_tower import ModuleTower
 from fl_core.backbones.prompt_plan import NameTokens, Position
-from fl_core.backbones.token_cache import cached_tokens
 from fl_core.backbones.text_tower import PromptLayout, TextTower, load_tower
+from fl_core.backbones.token_cache import cached_tokens
 from fl_core.backbones.vision import ImageEncoder, PatchEncoder, patch_encoder, rebuild
 from fl_core.errors import ConfigError, StateError
 
@@ -198,7 +198,8 @@ class Clip:
         )
         found["ids"] = [tuple(row) for row in found["ids"]]
         fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in found.items()
         }
         return NameTokens(**fields)
 

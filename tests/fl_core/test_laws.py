@@ -46,14 +46,13 @@ def trained():
 def problem_of(learner, clip):
     """Forty examples whose features lean towards the text feature of their class."""
     draws = torch.Generator().manual_seed(0)
-    dtype = clip.text.dtype
     zero_shot = ZeroShot().prepare(clip, Task(CLASSES)).class_features
     labels = torch.randint(0, len(CLASSES), (sum(SIZES),), generator=draws)
-    noise = torch.randn(len(labels), zero_shot.shape[1], generator=draws).to(dtype)
+    noise = torch.randn(len(labels), zero_shot.shape[1], generator=draws).to(zero_shot)
     features = torch.nn.functional.normalize(zero_shot[labels] + 0.1 * noise, dim=-1)
     frozen = learner.prepare(clip, Task(CLASSES))
     initial = learner.init(frozen, generator(0, "init"))
-    return Problem(learner, frozen, initial, {"features": features}, labels)
+    return Problem(learner, frozen, initial, {"features": features}, labels.to(clip.text.device))
 
 
 def run(problem, rule, rounds=2, group_size=2, seed=0, reverse=False):
@@ -165,6 +164,39 @@ def test_a_vectorised_group_equals_its_clients_one_by_one(learner, rule, clip64)
                 ours = getattr(together, part)[name][client]
                 scale = value[0].abs().max().clamp(min=1e-300)
                 assert (ours - value[0]).abs().max() / scale <= 1e-10
+
+
+@pytest.mark.parametrize("kind", trained())
+def test_one_fp32_gradient_in_a_group_is_that_of_the_client_alone(kind, clip):
+    """With plain SGD at rate 1 the update of one step is minus the gradient."""
+    problem, rule = problem_of(kind(), clip), FedAvg()
+    one_step = Training(SGD(1.0, momentum=0.0, weight_decay=0.0), "constant", local_steps=1)
+    shards, moment = uneven_shards(sum(SIZES), SIZES), Moment(0, 1, 0)
+
+    def step(clients):
+        work = plan_work(one_step, moment, clients, [shards[c] for c in clients])
+        return train_group(problem, rule, one_step, problem.initial, {}, work, moment).update
+
+    together = step(range(len(SIZES)))
+    for client in range(len(SIZES)):
+        for name, alone in step([client]).items():
+            difference = (together[name][client] - alone[0]).norm() / alone[0].norm()
+            assert difference <= 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", trained())
+def test_a_gpu_trains_what_the_cpu_trains_within_1e_3(kind, tiny_clip, tmp_path):
+    folder = prepare_clip(OpenClip(model=f"local-dir:{tiny_clip}"), tmp_path, {})
+    updates = []
+    for device in ("cpu", "cuda"):
+        problem = problem_of(kind(), load_clip(folder, device))
+        shards, moment = uneven_shards(sum(SIZES), SIZES), Moment(0, 4, 0)
+        work = plan_work(TRAINING, moment, range(len(SIZES)), shards)
+        result = train_group(problem, FedAvg(), TRAINING, problem.initial, {}, work, moment)
+        updates.append({name: tensor.cpu() for name, tensor in result.update.items()})
+    for name, on_cpu in updates[0].items():
+        assert (updates[1][name] - on_cpu).norm() / on_cpu.norm() <= 1e-3
 
 
 @pytest.mark.parametrize("rule", NEUTRAL, ids=lambda rule: rule.name)

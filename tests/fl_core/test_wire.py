@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save
 
 from fl_core import wire
 from fl_core.errors import MessageError
@@ -25,6 +26,43 @@ def test_the_length_of_a_message_is_known_before_it_is_made(codec):
     message = wire.encode(codec, tensors())
     assert wire.message_bytes(codec, SHAPES) == len(message)
     assert wire.payload_bytes(message) == (4 * 8 + 3) * (4 if codec.name == "fp32" else 2)
+
+
+@pytest.mark.parametrize("codec", [wire.FP32(), wire.FP16()])
+def test_a_message_is_byte_for_byte_what_safetensors_writes(codec):
+    sent = {**tensors(), "größe": torch.ones(()), "nothing": torch.ones(0, 3)}
+    assert wire.encode(codec, sent) == save({n: t.to(codec.dtype) for n, t in sent.items()})
+
+
+def test_tensors_that_are_no_contiguous_block_are_sent_as_they_are():
+    sent = {"context": torch.arange(32.0).reshape(8, 4).T, "gate.weight": torch.zeros(9)[::3]}
+    received = wire.decode(wire.FP32(), wire.encode(wire.FP32(), sent), SHAPES, "client 3")
+    assert torch.equal(received["context"], sent["context"])
+
+
+def test_a_message_may_be_read_out_of_memory_that_others_hold():
+    received = wire.decode(
+        wire.FP32(), memoryview(wire.encode(wire.FP32(), tensors())), SHAPES, "client 3"
+    )
+    for tensor in received.values():
+        tensor.zero_()  # a copy: the message is not touched
+    assert torch.equal(received["gate.weight"], torch.zeros(3))
+
+
+def test_a_header_in_another_order_is_read_too():
+    sent = tensors()
+    message = save(sent, metadata={"by": "someone else"})
+    received = wire.decode(wire.FP32(), message, SHAPES, "client 3")
+    assert all(torch.equal(received[name], sent[name]) for name in sent)
+
+
+def test_finite_values_whose_sum_overflows_are_fine():
+    sent = {"gate.weight": torch.full((3,), 3e38)}
+    assert wire.decode(
+        wire.FP32(), wire.encode(wire.FP32(), sent), {"gate.weight": (3,)}, "client 3"
+    )
+    assert not wire.all_finite(torch.tensor([torch.inf, -torch.inf, 1.0]))
+    assert not wire.all_finite(torch.tensor([1.0, torch.nan]))
 
 
 def test_a_four_token_context_at_width_512_costs_2048_floats():

@@ -124,7 +124,7 @@ def test_a_killed_coordinator_is_replaced_and_goes_on(make_config, reference, lo
 
 def test_more_actors_than_the_cluster_holds_are_refused_with_what_there_is(make_config, local_ray):
     per_client = ("resources.clients_per_actor=1", "resources.group_size=1")
-    config = make_config("resources.executor=ray", *per_client)
+    config = make_config("resources.executor=ray", *per_client, "resources.slice.cpus=2")
     with pytest.raises(ResourceError, match=r"asked for 8 client actors .*room for 4"):
         run_experiments([config])
     assert not (run_folder(config) / "rounds").exists()

@@ -117,7 +117,8 @@ def test_a_killed_driver_resumes_to_the_same_bits(make_config, tmp_path):
     cut = make_config(*settings, "name=cut", "resources.slice.cpus=0.5")
     whole = make_config("federation.rounds=6", "name=whole")
     (tmp_path / "cut.yaml").write_text(to_yaml(cut))
-    command = [sys.executable, "-m", "orchestrator.cli", "run", str(tmp_path / "cut.yaml")]
+    fedarena = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
+    command = [*fedarena, "run", str(tmp_path / "cut.yaml")]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     for line in driver.stdout:
         if "round 2" in line:
@@ -125,7 +126,8 @@ def test_a_killed_driver_resumes_to_the_same_bits(make_config, tmp_path):
             break
     driver.wait()
     assert not (run_folder(cut) / "DONE").exists()
-    subprocess.run([*command[:-2], "resume", str(run_folder(cut))], check=True, cwd=tmp_path)
+    assert len(RunStore(run_folder(cut)).records()) >= 3
+    subprocess.run([*fedarena, "resume", str(run_folder(cut))], check=True, cwd=tmp_path)
     run_experiments([whole])
     assert_equal_runs(cut, whole)
 

@@ -47,6 +47,15 @@ class Pairs:
     text: Tensor
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Image features and their noise [B, 1280], and text features [B, 384]."""
+
+    images: Tensor
+    text: Tensor
+    noise: Tensor
+
+
 class Projections(nn.Module):
     """Image 1280 -> 256 and text 384 -> 256, each with a bias, and a temperature."""
 
@@ -124,23 +133,28 @@ def _validation(projections: Projections, pairs: list[Pairs]) -> tuple[float, fl
     return float(torch.stack(losses).mean()), float(torch.stack(hits).mean())
 
 
+@dataclass(frozen=True)
+class Anchors:
+    """What training stays close to: the start, and ImageNet's names and classifier rows."""
+
+    start: Projections
+    names: Tensor
+    rows: Tensor
+
+
 def _loss(
-    projections: Projections,
-    start: Projections,
-    images: Tensor,
-    text: Tensor,
-    imagenet: tuple[Tensor, Tensor, Tensor],
-    settings: AlignSettings,
+    projections: Projections, batch: Batch, anchors: Anchors, settings: AlignSettings
 ) -> Tensor:
     """Contrast, agreement with the ImageNet classifier's opinion, and closeness to the start."""
-    names, rows, noise = imagenet
-    noisy = F.dropout(images * (1 + settings.feature_noise * noise), settings.feature_dropout)
+    images, text = batch.images, batch.text
+    noisy = F.dropout(images * (1 + settings.feature_noise * batch.noise), settings.feature_dropout)
     same = (text @ text.T > settings.same_name_cosine).float()
     scale = projections.log_scale.exp()
     contrast = _contrast(projections.embed_image(noisy), projections.embed_text(text), scale, same)
-    opinion = (images @ rows.T).softmax(1)  # [B, 1000]
-    logits = projections.embed_image(images) @ projections.embed_text(names).T * scale
+    opinion = (images @ anchors.rows.T).softmax(1)  # [B, 1000]
+    logits = projections.embed_image(images) @ projections.embed_text(anchors.names).T * scale
     classifier = -(opinion * logits.log_softmax(1)).sum(1).mean()
+    start = anchors.start
     moved_image = (projections.image.weight - start.image.weight).square().sum()
     moved_text = (projections.text.weight - start.text.weight).square().sum()
     return (
@@ -151,46 +165,37 @@ def _loss(
     )
 
 
+def _draw(pairs: Pairs, size: int, draw: torch.Generator) -> Batch:
+    """Random pictures, each in a random view."""
+    index = torch.randint(0, len(pairs.text), (size,), generator=draw)
+    view = torch.randint(0, len(VIEWS), (size,), generator=draw)
+    images = pairs.views[view, index]
+    return Batch(images, pairs.text[index], torch.randn(images.shape, generator=draw))
+
+
 def align(work: Path, settings: AlignSettings = AlignSettings()) -> None:
+    """Writes work/projections.pt: the projections of the step with the lowest validation loss."""
+    torch.set_num_threads(1)
     start = closed_form_start(work, settings)
-    projections = copy.deepcopy(start)
+    names = torch.load(work / "features" / "imagenet_text.pt", weights_only=True)
+    anchors = Anchors(start, names, imagenet_head(work)["rows"])
     pairs = load_pairs(work, "aligned", (*ALIGNED_STYLES, CLIP_ART))
     validation = [load_pairs(work, "validation", (style,)) for style in ALIGNED_STYLES]
-    names, rows = (
-        torch.load(work / "features" / "imagenet_text.pt", weights_only=True),
-        imagenet_head(work)["rows"],
-    )
-    optimiser = torch.optim.AdamW(
-        projections.parameters(), lr=settings.learning_rate, weight_decay=0.0
-    )
-    draw = torch_generator("align")
-    best, best_state = (
-        _validation(projections, validation)[0],
-        copy.deepcopy(projections.state_dict()),
-    )
-    logger.info("start: validation loss %.3f accuracy %.3f", *_validation(projections, validation))
+    projections = copy.deepcopy(start)
+    optimiser = torch.optim.AdamW(projections.parameters(), settings.learning_rate, weight_decay=0)
+    draw, best = torch_generator("align"), float("inf")
     with torch.random.fork_rng():
+        # Dropout takes no generator of its own.
         torch.manual_seed(draw.initial_seed())
-        for step in range(1, settings.num_steps + 1):
-            index = torch.randint(0, len(pairs.text), (settings.batch_size,), generator=draw)
-            view = torch.randint(0, len(VIEWS), (settings.batch_size,), generator=draw)
-            images = pairs.views[view, index]
-            noise = torch.randn(images.shape, generator=draw)
-            loss = _loss(
-                projections, start, images, pairs.text[index], (names, rows, noise), settings
-            )
+        for step in range(settings.num_steps + 1):
+            if step % settings.check_every == 0:
+                value, accuracy = _validation(projections, validation)
+                logger.info("step %d: validation loss %.3f accuracy %.3f", step, value, accuracy)
+                if value < best:
+                    best = value
+                    torch.save(projections.state_dict(), work / "projections.pt")
+            batch = _draw(pairs, settings.batch_size, draw)
+            loss = _loss(projections, batch, anchors, settings)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            if step % settings.check_every == 0:
-                value, accuracy = _validation(projections, validation)
-                logger.info(
-                    "step %d: loss %.3f, validation loss %.3f accuracy %.3f",
-                    step,
-                    loss.item(),
-                    value,
-                    accuracy,
-                )
-                if value < best:
-                    best, best_state = value, copy.deepcopy(projections.state_dict())
-    torch.save(best_state, work / "projections.pt")

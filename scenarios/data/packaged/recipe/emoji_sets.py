@@ -5,7 +5,13 @@ from collections import defaultdict
 from pathlib import Path
 
 from scenarios.data.packaged.recipe.export import PACKAGED
-from scenarios.data.packaged.recipe.names import COARSE_CLASSES, held_out_names, subgroups, words
+from scenarios.data.packaged.recipe.names import (
+    COARSE_CLASSES,
+    held_out_names,
+    subgroups,
+    twins,
+    words,
+)
 from scenarios.data.packaged.recipe.pictures import content_hash, palette_png
 from scenarios.data.packaged.recipe.render import load_pictures
 from scenarios.data.packaged.recipe.sources import EVALUATION_STYLES
@@ -32,35 +38,18 @@ TEMPLATES = ("an icon of a {}", "{}", "a photo of a {}", "a picture of the {}")
 Gallery = dict[str, dict[str, bytes]]  # name -> style -> PNG
 
 
-def _twins(pixels: dict[str, dict[str, str]]) -> dict[str, str]:
-    """For each name the first name that shares a picture with it, by content hash name -> style."""
-    parent = {name: name for name in pixels}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    owner: dict[str, str] = {}
-    for name in sorted(pixels):
-        for digest in pixels[name].values():
-            first = root(owner.setdefault(digest, name))
-            parent[root(name)] = first
-    return {name: root(name) for name in pixels}
-
-
 def gallery(work: Path) -> Gallery:
     """Palette pictures by name and style; of names that share a picture only one is kept."""
     images: Gallery = defaultdict(dict)
-    digests: dict[str, dict[str, str]] = defaultdict(dict)
+    digests: dict[str, set[str]] = defaultdict(set)
     for style in EVALUATION_STYLES:
         pictures = load_pictures(work, style)
         for name, pixels in zip(pictures.names, pictures.pixels, strict=True):
             if name in AMBIGUOUS_NAMES:
                 continue
             images[name][style] = palette_png(pixels, NUM_COLOURS)
-            digests[name][style] = content_hash(pixels)
-    first = _twins(digests)
+            digests[name].add(content_hash(pixels))
+    first = twins(digests)
     largest: dict[str, str] = {}
     for name in sorted(images):
         best = largest.setdefault(first[name], name)

@@ -10,6 +10,7 @@ from scenarios.data.packaged.recipe.sources import source
 
 _HELD_OUT_FILE = Path(__file__).with_name("held_out_names.txt")
 _VALIDATION_SHARE = 0.1
+_LONGEST_NAME = 6  # words
 
 # Unicode subgroup -> class name in plain words.
 COARSE_CLASSES = {
@@ -50,17 +51,58 @@ def held_out_names() -> frozenset[str]:
     return frozenset(_HELD_OUT_FILE.read_text(encoding="utf-8").split())
 
 
-def validation_names(names: set[str]) -> frozenset[str]:
-    """The further names left out of alignment on which the stopping points are chosen."""
-    free = sorted(names - held_out_names())
+def validation_names(free: list[str]) -> frozenset[str]:
+    """The share of these sorted names on which the stopping points are chosen."""
     order = numpy_generator("validation-names").permutation(len(free))
     return frozenset(free[i] for i in order[: round(_VALIDATION_SHARE * len(free))])
 
 
 def mentions(caption: str, names: frozenset[str]) -> bool:
-    """Whether a caption has one of the names, or its plain plural, as whole words."""
-    text = f" {caption.lower()} "
-    return any(f" {words(name)} " in text or f" {words(name)}s " in text for name in names)
+    """Whether neighbouring words of a caption spell one of the names, or its plain plural.
+
+    Spaces and hyphens do not count: "lightbulb" mentions "light-bulb".
+    """
+    spelled = {re.sub(r"[^a-z0-9]", "", name.lower()) for name in names}
+    tokens = re.findall(r"[a-z]+|\d+", caption.lower())
+    for start in range(len(tokens)):
+        for stop in range(start + 1, start + 1 + _LONGEST_NAME):
+            run = "".join(tokens[start:stop])
+            if run in spelled or run.removesuffix("s") in spelled:
+                return True
+    return False
+
+
+def harmonised(name: str, known: dict[str, str]) -> str | None:
+    """The known spelling of a name, whatever its hyphens; `known` comes from `spellings`."""
+    return known.get(name.replace("-", ""))
+
+
+def spellings(names: set[str]) -> dict[str, str]:
+    """Each name under its spelling without hyphens."""
+    return {name.replace("-", ""): name for name in sorted(names)}
+
+
+def twins(digests: dict[str, set[str]]) -> dict[str, str]:
+    """For each name one name of its group; names that share a picture's digest are one group."""
+    parent = {name: name for name in digests}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    owner: dict[str, str] = {}
+    for name in sorted(digests):
+        for digest in sorted(digests[name]):
+            first = root(owner.setdefault(digest, name))
+            parent[root(name)] = first
+    return {name: root(name) for name in digests}
+
+
+def with_twins(names: frozenset[str], groups: dict[str, str]) -> frozenset[str]:
+    """The names and all names of their groups."""
+    touched = {groups[name] for name in names if name in groups}
+    return names | {name for name, group in groups.items() if group in touched}
 
 
 def subgroups(work: Path) -> dict[str, str]:

@@ -1,0 +1,110 @@
+"""What stands in the repository for users works as it stands: examples, README, commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import fedarena
+from orchestrator.catalogue import KINDS, entries
+from orchestrator.cli import main
+from orchestrator.loading import load_config, resolve, to_yaml
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_loads_and_survives_a_round_trip(path, tmp_path):
+    config = resolve(load_config(path))
+    (tmp_path / "copy.yaml").write_text(to_yaml(config))
+    assert resolve(load_config(tmp_path / "copy.yaml")) == config
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_runs_at_a_small_size(path, make_config, tiny_clip, colours):
+    small = make_config()
+    result = fedarena.run(
+        path,
+        "resources.executor=inline",
+        f"backbone.model=local-dir:{tiny_clip}",
+        f"scenario.dataset={colours}",
+        "scenario.num_clients=4",
+        "federation.rounds=2",
+        "tracking.enabled=false",
+        f"folder={small.folder}",
+        f"store={small.store}",
+    )
+    assert result.summary["eval/personal/accuracy"] > 0
+    assert list(result.rounds.index) == list(range(len(result.records)))
+
+
+def test_every_command_of_the_readme_is_a_command():
+    text = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"^\s*(?:\.venv/bin/)?fedarena (\w+)", text, flags=re.MULTILINE))
+    assert used
+    assert used <= set(main.commands)
+    targets = set(re.findall(r"^make (\w+)", text, flags=re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"quickstart", "test"} <= targets
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_every_file_that_the_readme_links_is_there():
+    for name in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_name_every_member_with_a_line(kind):
+    found = entries(kind)
+    assert found
+    assert all(name and line for name, line in found)
+    done = CliRunner().invoke(main, ["list", kind])
+    assert done.exit_code == 0
+    assert all(name in done.output for name, _ in found)
+
+
+def small_run(make_config, tmp_path, *overrides):
+    (tmp_path / "one.yaml").write_text(to_yaml(make_config("name=one", *overrides)))
+    return str(tmp_path / "one.yaml")
+
+
+def test_run_prints_the_table_and_what_to_do_next(make_config, tmp_path):
+    file = small_run(make_config, tmp_path)
+    done = CliRunner().invoke(main, ["run", file, "federation.rounds=2"])
+    assert done.exit_code == 0, done.output
+    for word in ("acc %", "worst", "MB up", "fedarena ui", "one"):
+        assert word in done.output
+
+
+def test_resume_goes_on_with_a_run_by_its_name(make_config, tmp_path):
+    file = small_run(make_config, tmp_path)
+    CliRunner().invoke(main, ["run", file])
+    folder = make_config().folder
+    (name,) = (path.name for path in folder.iterdir())
+    done = CliRunner().invoke(main, ["resume", name, "--folder", str(folder)])
+    assert done.exit_code == 0, done.output
+    changed = CliRunner().invoke(main, ["resume", name, "seed=9", "--folder", str(folder)])
+    assert changed.exit_code == 1
+    assert "seed: 0 -> 9" in changed.output
+
+
+def test_a_dry_run_shows_sizes_and_leaves_nothing_behind(make_config, tmp_path):
+    file = small_run(make_config, tmp_path)
+    done = CliRunner().invoke(main, ["run", file, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "KB per round" in done.output
+    assert not make_config().folder.exists()
+
+
+def test_a_faulty_config_is_told_without_a_trace_and_runs_nothing(make_config, tmp_path):
+    file = small_run(make_config, tmp_path)
+    words = ["run", file, "federation.round=3", "training.batch_size=0", "seed=x"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
+    for word in ("federation.round", "Did you mean 'rounds'", "batch_size", "seed"):
+        assert word in done.output
+    assert not make_config().folder.exists()

@@ -11,6 +11,8 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ from orchestrator.jobs import (
     Setup,
     TrainJob,
 )
-from scenarios.encode import encode_chunk
+from scenarios.encode import Encoder, Transform, encode_chunk
 from scenarios.features import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -236,12 +238,18 @@ def build_problem(setup: Setup, device: torch.device) -> Problem:
 def encode(job: EncodeJob) -> list[Reply]:
     """Features of chunks of images, through the image tower."""
     torch.set_num_threads(job.threads)
-    clip = load_clip(job.backbone, str(_device(job.gpu_share)))
-    encoder, transform = clip.image_encoder(), clip.transform()
+    encoder, transform = _image_tower(job.backbone, str(_device(job.gpu_share)))
     return [
         EncodeReply(index, encode_chunk(job.dataset, rows, encoder, transform, job.batch_size))
         for index, rows in job.chunks
     ]
+
+
+@lru_cache(maxsize=1)
+def _image_tower(backbone: Path, device: str) -> tuple[Encoder, Transform]:
+    """Built once per process, not once per chunk of images."""
+    clip = load_clip(backbone, device)
+    return clip.image_encoder(), clip.transform()
 
 
 def as_tensor(values: np.ndarray) -> torch.Tensor:

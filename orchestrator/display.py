@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich import box
@@ -29,7 +32,7 @@ console = Console()
 COLUMNS = {
     "acc %": "accuracy of the shared model on the whole test split",
     "chosen": "the same in the round with the best validation accuracy",
-    "clients %": "accuracy of each client's model on its own test data: mean ± deviation",
+    "clients %": "each client's model on its own test data, mean ± deviation",
     "worst": "of these the lowest",
     "MB up": "sent by all clients in all rounds, headers included (10^6 bytes)",
     "MB dn": "sent to them",
@@ -109,8 +112,9 @@ def show_results(configs: Sequence[ExperimentConfig], results: Sequence[Result])
     for column, meaning in COLUMNS.items():
         console.print(f"  [bold]{column}[/]: {meaning}", highlight=False)
     console.print("\n[bold]Next[/]")
-    console.print("  fedarena ui", highlight=False)
-    console.print("  fedarena run examples/promptfl.yaml federation.rounds=40", highlight=False)
+    program = "fedarena" if shutil.which("fedarena") else _shown(Path(sys.argv[0]))
+    console.print(f"  {program} ui", highlight=False)
+    console.print(f"  {program} run examples/promptfl.yaml federation.rounds=40", highlight=False)
 
 
 def show_plan(configs: Sequence[ExperimentConfig]) -> None:
@@ -139,6 +143,11 @@ def show_list(kind: str) -> None:
 
 def _label(config: ExperimentConfig) -> str:
     return config.name or to_dict(config)["learner"]["name"]
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _scores(metrics: dict[str, float] | object) -> str:

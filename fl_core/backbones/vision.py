@@ -22,7 +22,8 @@ class ImageEncoder:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        out = self.module(_on_device(self.module, pixels, self.dtype))
+        pixels = _on_device(self.module, pixels, self.dtype)
+        out = self.module(pixels.contiguous(memory_format=torch.channels_last))
         pooled = out[0] if isinstance(out, tuple) else out
         return F.normalize(pooled.float(), dim=-1)
 

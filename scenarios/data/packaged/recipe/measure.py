@@ -108,17 +108,22 @@ def zero_shot(data: Encoded, names: list[str], text: np.ndarray) -> float:
     return float((predicted == data.labels).mean())
 
 
-def few_way(data: Encoded, names: list[str], text: np.ndarray) -> float:
-    """Mean zero-shot accuracy among 20 random pictures of one domain, each its own class."""
+def few_way(data: Encoded, names: list[str], text: np.ndarray) -> float | None:
+    """Mean zero-shot accuracy among 20 random pictures of one domain, each its own class.
+
+    Domains with fewer pictures are left out; None where no domain is left.
+    """
     draw, hits = numpy_generator("few-way"), []
     place = {name: i for i, name in enumerate(names)}
     for domain in sorted(set(data.domains)):
         rows = np.flatnonzero(data.domains == domain)
+        if len(rows) < NUM_WAYS:
+            continue
         for _ in range(NUM_EPISODES):
             chosen = draw.choice(rows, NUM_WAYS, replace=False)
             ways = text[[place[label] for label in data.labels[chosen]]]
             hits.append(((data.features[chosen] @ ways.T).argmax(1) == np.arange(NUM_WAYS)).mean())
-    return float(np.mean(hits))
+    return float(np.mean(hits)) if hits else None
 
 
 def probe(train: Encoded, test: Encoded) -> float:
@@ -167,12 +172,8 @@ def measure_set(model: Model, name: str) -> dict[str, object]:
         "images_per_s": rate,
     }
     if len(classes) > 100:
-        for tag, part in (
-            ("aligned", test.where(test.aligned)),
-            ("held_out", test.where(~test.aligned)),
-        ):
-            if len(part.labels) > NUM_WAYS:
-                report[f"zero_shot_20_way_{tag}"] = few_way(part, classes, ensemble)
+        for tag, keep in (("aligned", test.aligned), ("held_out", ~test.aligned)):
+            report[f"zero_shot_20_way_{tag}"] = few_way(test.where(keep), classes, ensemble)
         return report
     report["probe"] = probe(train, test)
     report[f"probe_{NUM_SHOTS}_shot"] = few_shot(train, test)

@@ -89,7 +89,9 @@ def draw(curves: dict[str, list[pd.DataFrame]]) -> Figure:
         axes.set_ylabel("accuracy (%)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
+    figure.legend(
+        *own.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     return figure
 
 

@@ -112,7 +112,11 @@ def show_results(configs: Sequence[ExperimentConfig], results: Sequence[Result])
     for column, meaning in COLUMNS.items():
         console.print(f"  [bold]{column}[/]: {meaning}", highlight=False)
     console.print("\n[bold]Next[/]")
-    program = "fedarena" if shutil.which("fedarena") else _shown(Path(sys.argv[0]))
+    program = (
+        "fedarena"
+        if shutil.which("fedarena")
+        else _shown(Path(sys.executable).with_name("fedarena"))
+    )
     console.print(f"  {program} ui", highlight=False)
     console.print(f"  {program} run examples/promptfl.yaml federation.rounds=40", highlight=False)
 

@@ -120,13 +120,7 @@ def single_step(name: str, repeats: int, device: str) -> dict[str, Any]:
 
 def grouped_step(width: int, clients: int, repeats: int, device: str) -> dict[str, Any]:
     """The gradients of a group of clients: one vmap against one after the other."""
-    torch.manual_seed(0)
-    text = {"context_length": 77, "vocab_size": 49408, "width": width, "layers": 4}
-    text["heads"] = max(width // 64, 1)
-    vision = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
-    model = open_clip.model.CLIP(width, vision, text).to(device).eval().requires_grad_(False)
-    tower = extract.text_tower(model)
-    layout = tower.layout(name_tokens(open_clip.get_tokenizer("ViT-B-32"), NAMES), 16)
+    tower, layout = small_tower(width, device)
     contexts = 0.02 * torch.randn(clients, 16, width, device=device)
     features = F.normalize(torch.randn(clients, 32, width, device=device), dim=-1)
     labels = torch.randint(len(NAMES), (clients, 32), device=device)
@@ -151,6 +145,18 @@ def grouped_step(width: int, clients: int, repeats: int, device: str) -> dict[st
         "together_over_single": group_s / single_s,
         "relative_gradient_difference": difference,
     }
+
+
+def small_tower(width: int, device: str) -> tuple[FunctionalTower, PromptLayout]:
+    """A random text tower of 4 layers, and the layout of NAMES behind 16 context vectors."""
+    torch.manual_seed(0)
+    text = {"context_length": 77, "vocab_size": 49408, "width": width, "layers": 4}
+    text["heads"] = max(width // 64, 1)
+    vision = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+    model = open_clip.model.CLIP(width, vision, text).to(device).eval().requires_grad_(False)
+    tower = extract.text_tower(model)
+    layout = tower.layout(name_tokens(open_clip.get_tokenizer("ViT-B-32"), NAMES), 16)
+    return tower, layout
 
 
 def eager(context: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:

@@ -18,13 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from coop_step import NAMES
+from coop_step import NAMES, small_tower
 from torch.nn import functional as F
 
-from fl_core.backbones import extract
-from fl_core.backbones.tokens import name_tokens
 from fl_core.federation import FedAvg
 from fl_core.learners.coop import CoOp, CoOpFrozen
 from fl_core.local import Moment, Problem, Training, plan_work, train_group
@@ -86,13 +83,7 @@ def measure(width: int, groups: list[int], repeats: int, device: str) -> dict[st
 
 
 def make_problem(width: int, device: str) -> Problem:
-    torch.manual_seed(0)
-    text = {"context_length": 77, "vocab_size": 49408, "width": width, "layers": 4}
-    text["heads"] = max(width // 64, 1)
-    vision = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
-    model = open_clip.model.CLIP(width, vision, text).to(device).eval().requires_grad_(False)
-    tower = extract.text_tower(model)
-    layout = tower.layout(name_tokens(open_clip.get_tokenizer("ViT-B-32"), NAMES), 16)
+    tower, layout = small_tower(width, device)
     frozen = CoOpFrozen(tower, layout, 100.0, None)
     learner = CoOp()
     initial = learner.init(frozen, torch.Generator().manual_seed(0))

@@ -28,6 +28,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from fl_core.durable import sync_path
 from fl_core.errors import ResourceError, StateError
 from fl_core.types import Params, ServerState
 
@@ -128,7 +129,7 @@ class RunStore:
         temporary = write_synced(json_path, json.dumps(vars(written)).encode())
         tensors_synced.result().replace(path)
         temporary.replace(json_path)
-        sync_folder(self.rounds_folder)
+        sync_path(self.rounds_folder)
         return written
 
     def records(self) -> list[RoundRecord]:
@@ -201,7 +202,7 @@ class RunStore:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that it is there as a whole or not at all, even after a power cut."""
     write_synced(path, content).replace(path)
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def write_synced(path: Path, content: bytes) -> Path:
@@ -212,12 +213,3 @@ def write_synced(path: Path, content: bytes) -> Path:
         handle.flush()
         os.fsync(handle.fileno())
     return temporary
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fl_core.durable import sync_path
 from fl_core.errors import DataError, ResourceError
 from scenarios import arrow_array
 
@@ -163,7 +164,7 @@ class FeatureStore:
             with told_plainly():
                 os.fsync(file.fileno())
                 temporary.replace(self.path(key))
-                _sync_folder(self.root)
+                sync_path(self.root)
         finally:
             with contextlib.suppress(OSError):
                 file.close()
@@ -272,14 +273,6 @@ def _describe(path: Path) -> Entry | None:
     values, header = found
     size_bytes = path.stat().st_size
     return Entry(header["digest"], path, size_bytes, values.shape, header["key"])
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _free_bytes(folder: Path, temporary: Path | None) -> int:

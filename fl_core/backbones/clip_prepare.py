@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from fl_core.backbones.clip import FORMAT, LOCAL, OpenClip, Origin, is_complete
 from fl_core.backbones.text_tower import FunctionalTower, save_tower
 from fl_core.backbones.tokens import save_tokenizer
 from fl_core.backbones.vision import all_tensors
+from fl_core.durable import sync_path
 from fl_core.errors import ConfigError, did_you_mean
 from fl_core.seeds import derive
 
@@ -174,7 +174,7 @@ def content_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> st
 def _publish(partial: Path, target: Path) -> None:
     """Make a written folder visible under its final name, durably and all at once."""
     for path in [*partial.rglob("*"), partial]:
-        _sync(path)
+        sync_path(path)
     if is_complete(target):
         return
     damaged = Path(f"{partial}.damaged")
@@ -185,13 +185,5 @@ def _publish(partial: Path, target: Path) -> None:
     except OSError:
         if not is_complete(target):  # else another process was faster, with equal content
             raise
-    _sync(target.parent)
+    sync_path(target.parent)
     shutil.rmtree(damaged, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -47,7 +47,7 @@ class SGD:
             if self.momentum:
                 direction = self.momentum * state[f"momentum.{name}"] + direction
                 new_state[f"momentum.{name}"] = direction
-            new_params[name] = p - lr * direction
+            new_params[name] = torch.addcmul(p, lr.to(p.dtype), direction, value=-1)
         return new_params, new_state
 
 

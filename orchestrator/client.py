@@ -39,6 +39,7 @@ from orchestrator.jobs import (
     Setup,
     TrainJob,
 )
+from orchestrator.memory import keep_freed_memory
 from scenarios.encode import Encoder, Transform, encode_chunk
 from scenarios.features import FeatureStore
 
@@ -51,7 +52,9 @@ CLIENT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryE
 class ClientActor:
     """Trains and scores groups of clients; owns one slice of a machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_process: bool = False) -> None:
+        if own_process:
+            keep_freed_memory()
         self.setup: Setup | None = None
         self._states: dict[int, tuple[int, Params]] = {}
 

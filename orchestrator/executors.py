@@ -170,5 +170,5 @@ class RayExecutor:
                 memory=bundle.get("memory", 0) or None,
                 scheduling_strategy=strategy,
             )
-            .remote()
+            .remote(own_process=True)
         )

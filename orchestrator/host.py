@@ -15,12 +15,15 @@ from orchestrator.events import Event, Finished
 from orchestrator.executors import Executor, InlineExecutor, RayExecutor
 from orchestrator.experiment import Experiment, prepare_experiment, run_folder
 from orchestrator.loading import to_yaml
+from orchestrator.memory import keep_freed_memory
 
 
 class CoordinatorHost:
     """A plain class: an actor on Ray, an object in this process for the inline executor."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_process: bool = False) -> None:
+        if own_process:
+            keep_freed_memory()
         self.executor: InlineExecutor | RayExecutor | None = None
 
     def run(self, config: ExperimentConfig, slices: Slices | None = None) -> Iterator[Event]:
@@ -62,10 +65,12 @@ def num_slots(config: ExperimentConfig) -> int:
     """How many actors an experiment gets; ResourceError where the cluster cannot hold them."""
     resources, num_clients = config.resources, config.scenario.num_clients
     nodes, bundle = cluster_nodes(), slice_bundle(**vars(resources.slice))
-    cohort = min(config.federation.clients_per_round or num_clients, num_clients)
     assert isinstance(resources.group_size, int)  # resolved before the run
-    num_groups = math.ceil(cohort / resources.group_size)
     available = count_slices(nodes, bundle)
+    if num_clients is None:  # only the data know: enough to fill every slice
+        num_clients = config.federation.clients_per_round or available * resources.group_size
+    cohort = min(config.federation.clients_per_round or num_clients, num_clients)
+    num_groups = math.ceil(cohort / resources.group_size)
     wanted = choose_num_slots(resources.clients_per_actor, num_clients, num_groups, available)
     check_placement(wanted, nodes, bundle)
     return wanted

@@ -76,7 +76,8 @@ class Session:
 
     def _watch(self, config: ExperimentConfig, slices: Slices) -> Iterator[Event]:
         if self._host is None:
-            self._host = self._ray.remote(CoordinatorHost).options(num_cpus=0).remote()
+            host = self._ray.remote(CoordinatorHost).options(num_cpus=0)
+            self._host = host.remote(own_process=True)
         events = self._host.run.options(num_returns="streaming").remote(config, slices)
         try:
             for reference in events:

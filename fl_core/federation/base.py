@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from fl_core.aggregation import Aggregator, WeightedMean, Weights
@@ -149,7 +150,7 @@ def train_once(
 def add_update(server: ServerState, update: Params) -> ServerState:
     """The server step of FedAvg: every updated tensor moves by the mean update (in float64)."""
     old = server.tensors
-    moved = {n: (old[n].double() + delta).to(old[n].dtype) for n, delta in update.items()}
+    moved = {n: torch.add(delta.double(), old[n]).to(old[n].dtype) for n, delta in update.items()}
     return ServerState(old | moved, server.round + 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -11,9 +12,15 @@ from types import MappingProxyType
 import numpy as np
 
 from fl_core.errors import DataError, did_you_mean
-from scenarios.data.dataset import Bytes, Dataset, Ints
-from scenarios.data.folder import load_folder
-from scenarios.data.parquet import load_parquet
+from scenarios.data.columns import Shard
+from scenarios.data.dataset import Bytes, Dataset, Ints, as_items, hash_array
+from scenarios.data.draft import Draft, finish
+from scenarios.data.folder import check_levels, draft_folder
+from scenarios.data.hashing import hash_items
+from scenarios.data.hub import hub_shards, is_saved, saved_shards
+from scenarios.data.published import LAYOUTS, draft_layout
+from scenarios.data.spec import COMMON, FOLDER, HUB, SAVED, SPLITS, TABLE, Spec, parse_spec
+from scenarios.data.table import ROLES, Columns, draft_table, shards_below
 
 PACKAGED = Path(__file__).resolve().parent / "packaged"
 
@@ -25,26 +32,94 @@ PACKAGED_DATASETS: Mapping[str, Path] = MappingProxyType(
 PACKAGED_BACKBONES: Mapping[str, Path] = MappingProxyType({"emoji_clip": PACKAGED / "emoji_clip"})
 
 
-def load_dataset(spec: str) -> Dataset:
-    """A data set by packaged name, by Parquet file, or by image folder.
+def load_dataset(spec: str, cache: Path | None = None) -> Dataset:
+    """A data set by packaged name, path, published layout or hub id, such as ``emoji_fine``,
+    ``pictures?levels=domain,class``, ``pairs.parquet?label=kind``, ``oxford_pets:FOLDER``,
+    ``hf:ID``; docs/data.md lists the forms.
 
-    A packaged name wins over a file of that name (write ``./name`` for the file). DataError for an
-    unknown name, with the nearest ones, and for unreadable data.
+    A packaged name wins over a file of that name (write ``./name`` for the file). Content hashes
+    that the data do not bring along are kept in the folder ``cache`` and found there the next time.
+    DataError for an unknown name, with the nearest ones, and for unreadable data.
     """
-    if spec in PACKAGED_DATASETS:
-        path = PACKAGED_DATASETS[spec]
-        if not path.is_file():
-            raise DataError(f"packaged data set {spec!r}: {path} is missing. Reinstall fedarena.")
-        return load_parquet(path)
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return load_folder(path)
-    if path.is_file():
-        return load_parquet(path)
-    raise DataError(
-        f"dataset={spec!r} is neither a packaged data set nor an existing Parquet file or image "
-        f"folder.{did_you_mean(spec, PACKAGED_DATASETS)}"
+    draft = open_draft(spec)
+    return finish(draft, hash_items(draft, cache))
+
+
+def open_draft(text: str) -> Draft:
+    """What the files of a data set say, before any item is read. DataError as ``load_dataset``."""
+    packaged = text.partition("?")[0] in PACKAGED_DATASETS
+    spec = parse_spec(f"./{text}" if packaged and Path(text).exists() else text, LAYOUTS)
+    draft = _open_packaged(text, spec) if packaged else _open(spec)
+    return replace(
+        draft,
+        name=spec.options.get("name", draft.name),
+        templates=spec.templates or draft.templates,
+        drop_repeats=spec.options.get("duplicates") == "drop",
     )
+
+
+def _open_packaged(text: str, spec: Spec) -> Draft:
+    spec.check(COMMON)
+    path = PACKAGED_DATASETS[text.partition("?")[0]]
+    if not path.is_file():
+        raise DataError(f"packaged data set {text!r}: {path} is missing. Reinstall fedarena.")
+    return draft_table(path.stem, [Shard(path, "parquet")])
+
+
+def _open(spec: Spec) -> Draft:
+    path = Path(spec.place).expanduser()
+    if spec.kind in LAYOUTS:
+        spec.check(COMMON)
+        return draft_layout(LAYOUTS[spec.kind], path)
+    if spec.kind == "hf" and not path.is_dir():
+        spec.check(HUB)
+        options = spec.options
+        shards = hub_shards(
+            spec.place, options.get("config"), options.get("revision"), _splits(spec)
+        )
+        return draft_table(spec.place.rpartition("/")[2], shards, _columns(spec))
+    if path.is_dir():
+        return _open_folder(spec, path.resolve())
+    if path.is_file():
+        spec.check(TABLE)
+        is_arrow = spec.kind == "arrow" or path.suffix in (".arrow", ".feather")
+        shard = Shard(path.resolve(), "arrow" if is_arrow else "parquet")
+        return draft_table(path.stem, [shard], _columns(spec))
+    names = [*PACKAGED_DATASETS, *LAYOUTS]
+    hint = "" if "/" in spec.place else did_you_mean(spec.place, names)
+    raise DataError(
+        f"dataset={spec.text!r} is neither a packaged data set nor an existing Parquet or Arrow "
+        f"file or folder.{hint} A published data set is named with its folder, such as "
+        "oxford_pets:FOLDER."
+    )
+
+
+def _open_folder(spec: Spec, path: Path) -> Draft:
+    if spec.kind in ("", "hf") and is_saved(path):
+        spec.check(SAVED)
+        return draft_table(path.name, saved_shards(path, _splits(spec)), _columns(spec))
+    holds_tables = any(next(path.glob(depth), None) for depth in ("*.parquet", "*/*.parquet"))
+    if spec.kind in ("hf", "parquet") or (spec.kind == "" and holds_tables):
+        spec.check(TABLE)
+        shards = shards_below(path)
+        if not shards:
+            raise DataError(f"dataset={spec.text!r}: {path} holds no *.parquet files.")
+        return draft_table(path.name, shards, _columns(spec))
+    spec.check(FOLDER)
+    levels = tuple(filter(None, spec.options.get("levels", "").split(",")))
+    faults = list(check_levels(levels)) if levels else []
+    if faults:
+        raise DataError(f"dataset={spec.text!r}: " + "\n  ".join(faults))
+    return draft_folder(path, levels or None)
+
+
+def _columns(spec: Spec) -> Columns:
+    named = {role: spec.options[role] for role in ROLES if role in spec.options}
+    return Columns(named, tuple(filter(None, spec.options.get("classes", "").split(","))))
+
+
+def _splits(spec: Spec) -> dict[str, str]:
+    return {split: spec.options[split] for split in sorted(SPLITS) if split in spec.options}
 
 
 def overlap_with_alignment(dataset: Dataset, backbone: str) -> Ints:
@@ -52,7 +127,7 @@ def overlap_with_alignment(dataset: Dataset, backbone: str) -> Ints:
     if backbone not in PACKAGED_BACKBONES:
         return np.empty(0, dtype=np.int64)
     aligned = _aligned_hashes(PACKAGED_BACKBONES[backbone])
-    return np.flatnonzero(np.isin(_as_items(dataset.content_hashes), _as_items(aligned)))
+    return np.flatnonzero(np.isin(as_items(dataset.content_hashes), as_items(aligned)))
 
 
 def check_overlap(dataset: Dataset, backbone: str) -> None:
@@ -89,17 +164,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _as_items(hashes: Bytes) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-    """Hashes uint8 [N, 32] as N comparable items."""
-    return np.ascontiguousarray(hashes).view("V32").ravel()
-
-
 @lru_cache(maxsize=4)
 def _aligned_hashes(folder: Path) -> Bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from scenarios.data.dataset import hash_array
 
     path = folder / "aligned_items.parquet"
     try:

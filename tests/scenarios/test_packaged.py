@@ -10,7 +10,7 @@ from scenarios.data.catalogue import (
     overlap_with_alignment,
     verify_packaged,
 )
-from scenarios.population import Scenario, build_population
+from scenarios.scenario import Scenario, build_population
 
 
 @pytest.fixture(scope="module", params=PACKAGED_DATASETS)

@@ -7,14 +7,16 @@ side only, so no split can leak into another through a copy or through another v
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
 from fl_core.errors import DataError
 from fl_core.seeds import derive
-from scenarios.data.dataset import TEST, TRAIN, UNSPECIFIED, Dataset
+from scenarios.data.dataset import TEST, TRAIN, UNSPECIFIED, VALIDATION, Dataset
+from scenarios.partitions.pool import rows_by_value
 
 Ints = npt.NDArray[np.int64]
 
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_VALIDATION_SHOTS = 4
 FIXED = -1
 _NUM_LISTED = 10
+_SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
 @dataclass(frozen=True)
@@ -48,31 +51,46 @@ def carve(dataset: Dataset, cut: Cut) -> Rows:
     """Training, validation and test rows.
 
     Test is the data set's own test split, or ``test_fraction`` of the rows where it names none.
-    Validation comes from the training split: about ``validation_fraction`` of each class; with
-    ``shots`` at most min(shots, 4) per class, and none where the fraction is 0. A class with one
-    group only has no validation row. DataError for a leak between the given splits, a class
-    without a training row, or fewer rows than ``shots``.
+    Validation is its own validation split, or about ``validation_fraction`` of each class of the
+    training split; with ``shots`` at most min(shots, 4) rows per class of either, and none where
+    the fraction is 0. The training rows of fewer shots are among those of more. A class with one
+    group only has no validation row that is not its own. DataError for a leak between the given
+    splits, a class without a training row, or fewer rows than ``shots``.
     """
     groups = group_rows(dataset)
-    pool, test = _test_split(dataset, groups, cut)
+    pool, given, test = _splits(dataset, groups, cut)
     movable = _movable(groups, dataset.labels)
     rng = _rng(cut, "validation")
     train, validation = [], []
+    by_label, given_by_label = (dict(rows_by_value(dataset.labels[part])) for part in (pool, given))
+    nothing = np.empty(0, dtype=np.int64)
+    fraction = 0.0 if len(given) else cut.validation_fraction
     for label in range(len(dataset.classes)):
-        rows = pool[dataset.labels[pool] == label]
-        wanted = _num_validation(cut, len(rows))
-        # Without shots the rounding to whole groups is random, so that many small classes together
-        # give the fraction; with shots, groups that hold all that is wanted, and are cut.
-        rounding = rng.random() if cut.shots is None else 0.0
-        kept, aside = _set_aside(rows, movable, wanted, rounding, rng)
-        train.append(kept[: cut.shots])
-        validation.append(aside if cut.shots is None else aside[: int(wanted)])
+        rows = pool[by_label.get(label, nothing)]
+        own = given[given_by_label.get(label, nothing)]
+        if cut.shots is None:
+            kept, aside = _by_fraction(rows, movable, fraction, rng)
+            aside = own if len(given) else aside
+        else:
+            kept, aside = _by_shots(rows, own if len(given) else None, movable, cut, rng)
+        train.append(kept)
+        validation.append(aside if cut.validation_fraction else aside[:0])
     _refuse_missing(dataset, train)
     _refuse_short(dataset, train, cut.shots)
     bare = sum(not len(part) for part in validation)
     if cut.validation_fraction > 0 and bare:
         logger.info("%s: %d classes have no validation row", dataset.name, bare)
     return Rows(np.sort(np.concatenate(train)), np.sort(np.concatenate(validation)), test)
+
+
+def with_test_split(dataset: Dataset, cut: Cut) -> Dataset:
+    """The data set with train or test for every row, as ``carve`` splits it where it names none."""
+    if not (dataset.split == UNSPECIFIED).all():
+        return dataset
+    _, _, test = _splits(dataset, group_rows(dataset), cut)
+    split = np.full_like(dataset.split, TRAIN)
+    split[test] = TEST
+    return replace(dataset, split=split)
 
 
 def group_rows(dataset: Dataset) -> Ints:
@@ -90,10 +108,14 @@ def group_rows(dataset: Dataset) -> Ints:
             node = int(parent[node])
         return node
 
-    for left, right in zip(first.tolist(), second.tolist(), strict=True):
+    joined = first != second
+    for left, right in zip(first[joined].tolist(), second[joined].tolist(), strict=True):
         a, b = sorted((root(left), root(right)))
         parent[b] = a
-    return np.array([root(node) for node in range(len(dataset))], dtype=np.int64)[concepts]
+    while not np.array_equal(parent, parent[parent]):
+        parent = parent[parent]
+    groups: Ints = parent[concepts]
+    return groups
 
 
 def _copies(dataset: Dataset) -> Ints:
@@ -108,11 +130,32 @@ def _movable(groups: Ints, labels: Ints) -> Ints:
     return np.where((np.bincount(pairs, minlength=len(groups)) > 1)[groups], FIXED, groups)
 
 
-def _num_validation(cut: Cut, num_rows: int) -> float:
-    """Validation rows wanted of one class with that many rows to train and validate on."""
-    if cut.shots is None or cut.validation_fraction == 0:
-        return cut.validation_fraction * num_rows
-    return max(0, min(cut.shots, MAX_VALIDATION_SHOTS, num_rows - cut.shots))
+def _by_fraction(
+    rows: Ints, movable: Ints, fraction: float, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
+    """One class's training rows, and about that fraction of them to validate on."""
+    # The rounding to whole groups is random, so that many small classes together give the fraction.
+    return _set_aside(rows, movable, fraction * len(rows), rng.random(), rng)
+
+
+def _by_shots(
+    rows: Ints, given: Ints | None, movable: Ints, cut: Cut, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
+    """One class's training rows and at most min(shots, 4) rows to validate on.
+
+    Groups of four rows are reserved for validation whatever ``shots`` is, and training takes them
+    last, so the rows of fewer shots are among those of more.
+    """
+    shots = cut.shots
+    assert shots is not None  # carve() asks only then
+    num_wanted = min(shots, MAX_VALIDATION_SHOTS)
+    if given is not None:
+        return rng.permutation(rows)[:shots], rng.permutation(given)[:num_wanted]
+    reserve = MAX_VALIDATION_SHOTS if cut.validation_fraction else 0
+    kept, aside = _set_aside(rows, movable, reserve, 0.0, rng)
+    train = np.concatenate([kept, aside[::-1]])[:shots]
+    free = aside[~np.isin(movable[aside], movable[train])]
+    return train, free[:num_wanted]
 
 
 def _set_aside(
@@ -135,43 +178,49 @@ def _set_aside(
     return rng.permutation(np.concatenate([fixed, by_group[end:]])), by_group[:end]
 
 
-def _test_split(dataset: Dataset, groups: Ints, cut: Cut) -> tuple[Ints, Ints]:
-    """Rows to train and validate on, and test rows."""
+def _splits(dataset: Dataset, groups: Ints, cut: Cut) -> tuple[Ints, Ints, Ints]:
+    """Rows to train on (and to validate on, where none are given), given validation, test rows."""
     unspecified = dataset.split == UNSPECIFIED
     if unspecified.all():
         rng, movable = _rng(cut, "test"), _movable(groups, dataset.labels)
-        parts = [np.empty(0, dtype=np.int64)]
-        for label in range(len(dataset.classes)):
-            rows = np.flatnonzero(dataset.labels == label)
+        nothing = np.empty(0, dtype=np.int64)
+        parts = [nothing]
+        for _, rows in rows_by_value(dataset.labels):
             wanted = cut.test_fraction * len(rows)
             parts.append(_set_aside(rows, movable, wanted, 0.0, rng)[1])
         test = np.sort(np.concatenate(parts))
-        return np.setdiff1d(np.arange(len(dataset)), test), test
+        return np.setdiff1d(np.arange(len(dataset)), test), nothing, test
     if unspecified.any():
         raise DataError(
             f"data set {dataset.name!r}: {int(unspecified.sum())} of {len(dataset)} rows have no "
-            "split. Give every row train or test, or none of them."
+            "split. Give every row train, validation or test, or none of them."
         )
-    train, test = np.flatnonzero(dataset.split == TRAIN), np.flatnonzero(dataset.split == TEST)
-    _refuse_leaks(dataset, train, test)
-    return train, test
+    given = {name: np.flatnonzero(dataset.split == code) for name, code in _SPLITS.items()}
+    _refuse_leaks(dataset, given)
+    return given["train"], given["validation"], given["test"]
 
 
-def _refuse_leaks(dataset: Dataset, train: Ints, test: Ints) -> None:
-    for ids, what in ((_copies(dataset), "images"), (dataset.concept_ids, "concepts")):
-        shared = np.intersect1d(ids[train], ids[test])
-        if not len(shared):
-            continue
-        pairs = []
-        for item in shared[:_NUM_LISTED]:
-            left, right = (int(rows[ids[rows] == item][0]) for rows in (train, test))
-            where = dataset.images.where
-            pairs.append(f"train row {left} ({where(left)}) and test row {right} ({where(right)})")
-        listed = "\n  ".join(pairs)
-        raise DataError(
-            f"data set {dataset.name!r}: its train and test splits have {len(shared)} {what} in "
-            f"common:\n  {listed}\nRemove one side of each pair."
-        )
+def _refuse_leaks(dataset: Dataset, given: dict[str, Ints]) -> None:
+    faults, where = [], dataset.items.where
+    columns = {f"{dataset.modality}s": _copies(dataset), "concepts": dataset.concept_ids}
+    for what, ids in columns.items():
+        for (left, left_rows), (right, right_rows) in combinations(given.items(), 2):
+            shared, left_at, right_at = np.intersect1d(
+                ids[left_rows], ids[right_rows], return_indices=True
+            )
+            if not len(shared):
+                continue
+            pairs = zip(left_rows[left_at].tolist(), right_rows[right_at].tolist(), strict=True)
+            listed = "\n  ".join(
+                f"{left} row {a} ({where(a)}) and {right} row {b} ({where(b)})"
+                for a, b in list(pairs)[:_NUM_LISTED]
+            )
+            faults.append(
+                f"data set {dataset.name!r}: its {left} and {right} splits have {len(shared)} "
+                f"{what} in common:\n  {listed}\nRemove one side of each pair."
+            )
+    if faults:
+        raise DataError("\n".join(faults))
 
 
 def _refuse_missing(dataset: Dataset, train: list[Ints]) -> None:
@@ -191,8 +240,7 @@ def _refuse_short(dataset: Dataset, train: list[Ints], shots: int | None) -> Non
         listed = ", ".join(f"{name!r} ({count})" for count, name in short[:_NUM_LISTED])
         raise DataError(
             f"shots={shots}: {len(short)} classes of data set {dataset.name!r} have fewer rows to "
-            f"train on: {listed}. Set shots to {short[0][0]} or less (validation_fraction=0 leaves "
-            "more rows to train on)."
+            f"train on: {listed}. Set shots to {short[0][0]} or less."
         )
 
 

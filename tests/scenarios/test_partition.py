@@ -1,13 +1,26 @@
 """Partitions: what is asked for is what is dealt out, on every machine."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from fl_core.errors import ConfigError, DataError
-from scenarios.partition import (
+from scenarios.partitions import (
+    Continuous,
     Dirichlet,
+    Domain,
+    DomainDirichlet,
+    Exponential,
     Iid,
+    InnerDirichlet,
+    Linear,
+    LogNormal,
+    Natural,
     Partition,
+    Pathological,
+    Shards,
+    Square,
     by_owner,
     dirichlet_owners,
     share_out,
@@ -15,41 +28,69 @@ from scenarios.partition import (
 )
 
 LABELS = np.random.default_rng(0).integers(0, 8, 600)
+DOMAINS = np.random.default_rng(1).integers(0, 3, 600)
+CLIENTS = np.random.default_rng(2).integers(0, 7, 600)
 PARTITIONS: list[Partition] = [
     Iid(),
     Dirichlet(alpha=0.1),
     Dirichlet(alpha=0.05, self_balancing=True),
+    Dirichlet(alpha=0.001, min_examples=20, top_up=True),
+    InnerDirichlet(alpha=0.1),
+    Pathological(num_classes_per_client=3, class_assignment_mode="first-deterministic"),
+    Shards(),
+    Shards(num_shards_per_client=None, shard_size=17, keep_incomplete=True),
+    Linear(),
+    Square(),
+    Exponential(),
+    LogNormal(sigma=1.0),
+    Continuous(strictness=0.8),
+    Natural(),
+    Domain(),
+    DomainDirichlet(),
 ]
+LEAVES_ROWS_OUT = (Pathological, Shards)
+
+
+def parts(partition, seed=3, num_clients=7):
+    return split(partition, LABELS, num_clients, seed, domains=DOMAINS, clients=CLIENTS)
+
+
+def test_the_laws_here_cover_every_partition():
+    assert {type(partition) for partition in PARTITIONS} == set(get_args(Partition))
 
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=repr)
-def test_every_row_goes_to_exactly_one_client(partition):
-    shards = split(partition, LABELS, 7, seed=3)
-    assert sorted(np.concatenate(shards).tolist()) == list(range(len(LABELS)))
+def test_no_row_goes_to_two_clients_and_none_is_lost(partition):
+    shards = parts(partition)
+    dealt = np.concatenate(shards)
+    assert len(np.unique(dealt)) == len(dealt)
+    assert len(dealt) == len(LABELS) or (
+        isinstance(partition, LEAVES_ROWS_OUT) and len(dealt) > len(LABELS) - 17
+    )
     assert len(shards) == 7
-    assert all(len(shard) for shard in shards)
+    assert all(len(shard) and np.all(np.diff(shard) > 0) for shard in shards)
 
 
 @pytest.mark.parametrize("partition", PARTITIONS, ids=repr)
 def test_the_same_seed_gives_the_same_split_and_another_seed_another(partition):
-    first, again, other = (split(partition, LABELS, 7, seed) for seed in (3, 3, 4))
+    first, again, other = (parts(partition, seed) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    same = all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert same == isinstance(partition, Natural)
 
 
 def test_another_process_draws_the_same_splits(tables):
     code = (
         "import numpy as np\n"
-        "from scenarios.partition import Dirichlet, Iid, split\n"
-        "labels = np.random.default_rng(0).integers(0, 8, 600)\n"
+        "from scenarios.partitions import *\n"
+        "from scenarios.partitions import split\n"
+        "labels, domains, clients = (\n"
+        "    np.random.default_rng(i).integers(0, n, 600) for i, n in enumerate((8, 3, 7)))\n"
         f"for partition in {PARTITIONS!r}:\n"
-        "    print(*[','.join(map(str, shard)) for shard in split(partition, labels, 7, 3)])"
+        "    shards = split(partition, labels, 7, 3, domains=domains, clients=clients)\n"
+        "    print(*[','.join(map(str, shard)) for shard in shards])"
     )
-    here = [
-        ",".join(map(str, shard))
-        for partition in PARTITIONS
-        for shard in split(partition, LABELS, 7, 3)
-    ]
+    here = [",".join(map(str, shard)) for partition in PARTITIONS for shard in parts(partition)]
     assert tables.run_python(code).split() == here
 
 

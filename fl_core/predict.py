@@ -13,40 +13,75 @@ from fl_core.types import Params
 
 
 class Scores(NamedTuple):
-    """One entry per example: the predicted class (int64) and -log p of the true class (float32)."""
+    """One entry per example.
+
+    predicted: the class with the largest p (int64); nll: -log p of the true class (nats);
+    confidence: the largest p; brier: sum over classes of (p_c - y_c)². The last three float32.
+    """
 
     predicted: Tensor
     nll: Tensor
+    confidence: Tensor
+    brier: Tensor
 
 
-def score(problem: Problem, params: Params, rows: Tensor) -> Scores:
-    """Score examples ``rows`` [n] with one model."""
+def score(
+    problem: Problem, params: Params, rows: Tensor, candidates: Tensor | None = None
+) -> Scores:
+    """Score examples ``rows`` [n] with one model.
+
+    candidates: bool [n, C], the classes that each example is chosen from; the true one must be
+    among them. None: all classes.
+    """
     with torch.no_grad():
-        return _score(problem, params, rows)
+        return _score(problem, params, rows, candidates)
 
 
-def score_group(problem: Problem, params: Params, rows: Sequence[Tensor]) -> list[Scores]:
-    """Score G models, each on its own examples; ``params`` are stacked to [G, ...]."""
+def score_group(
+    problem: Problem,
+    params: Params,
+    rows: Sequence[Tensor],
+    candidates: Tensor | None = None,
+) -> list[Scores]:
+    """Score G models, each on its own examples; ``params`` are stacked to [G, ...].
+
+    candidates: bool [G, C], the classes that each model chooses from. None: all classes.
+    """
     length = max((len(own) for own in rows), default=0)
     if not length:
-        return [Scores(own.clone(), torch.zeros(0)) for own in rows]
+        nothing = torch.zeros(0)
+        return [Scores(own.clone(), nothing, nothing, nothing) for own in rows]
+    if candidates is None:
+        candidates = torch.ones(len(rows), 1, dtype=torch.bool)
     padded = torch.stack([torch.nn.functional.pad(own, (0, length - len(own))) for own in rows])
-    padded = padded.to(problem.labels.device)  # [G, length]
+    device = problem.labels.device
+    lanes = params, padded.to(device), candidates.to(device)  # [G, ...], [G, length], [G, C or 1]
     with torch.no_grad():
-        if problem.learner.groupable:
-            both = torch.vmap(lambda p, r: _score(problem, p, r))(params, padded)
+        if problem.groupable:
+            both = torch.vmap(lambda p, r, c: _score(problem, p, r, c))(*lanes)
         else:
-            lanes = [{n: t[g] for n, t in params.items()} for g in range(len(rows))]
-            alone = [_score(problem, lane, own) for lane, own in zip(lanes, padded, strict=True)]
+            alone = [
+                _score(problem, {n: t[g] for n, t in params.items()}, lanes[1][g], lanes[2][g])
+                for g in range(len(rows))
+            ]
             both = Scores(*(torch.stack(part) for part in zip(*alone, strict=True)))
-    return [
-        Scores(both.predicted[g, : len(own)].cpu(), both.nll[g, : len(own)].cpu())
-        for g, own in enumerate(rows)
-    ]
+    return [Scores(*(part[g, : len(own)].cpu() for part in both)) for g, own in enumerate(rows)]
 
 
-def _score(problem: Problem, params: Params, rows: Tensor) -> Scores:
-    inputs = {kind: values[rows] for kind, values in problem.inputs.items()}
-    log_p = torch.log_softmax(problem.learner.logits(params, problem.frozen, inputs), dim=-1)
+def _score(problem: Problem, params: Params, rows: Tensor, candidates: Tensor | None) -> Scores:
+    parts = torch.split(rows, problem.learner.rows_at_once)
+    logits = torch.cat([_logits(problem, params, part) for part in parts])  # [n, C]
+    if candidates is not None:
+        logits = torch.where(candidates, logits, -torch.inf)
+    log_p = torch.log_softmax(logits, dim=-1)
     own = log_p.gather(-1, problem.labels[rows].unsqueeze(-1)).squeeze(-1)
-    return Scores(log_p.argmax(dim=-1), -own.float())
+    p = log_p.exp()
+    # sum (p_c - y_c)² = sum p_c² - 2 p_true + 1
+    brier = (p.square().sum(dim=-1) - 2 * own.exp() + 1).clamp(min=0.0)
+    confidence, predicted = p.max(dim=-1)
+    return Scores(predicted, -own.float(), confidence.float(), brier.float())
+
+
+def _logits(problem: Problem, params: Params, rows: Tensor) -> Tensor:
+    inputs = {kind: values[rows] for kind, values in problem.inputs.items()}
+    return problem.learner.logits(params, problem.frozen, inputs)

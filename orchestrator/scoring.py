@@ -2,82 +2,235 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
+import torch
 from safetensors.torch import save
 
+from fl_core.federation.base import as_personal, personal_part
+from fl_core.learners import Learner
 from fl_core.types import Params, ServerState
 from orchestrator.executors import Executor
 from orchestrator.experiment import Experiment
-from orchestrator.jobs import Job, ScorePersonalJob, ScoreReply, ScoreSharedJob
+from orchestrator.jobs import (
+    Block,
+    Job,
+    OwnPart,
+    Rows,
+    ScorePersonalJob,
+    ScoreReply,
+    ScoreSharedJob,
+)
 from orchestrator.ledger import Ledger
 from orchestrator.placement import MakeJob, Placement
-from scenarios.evaluate import Metrics, Scored, client_rows, measure, rows_to_score
+from scenarios.evaluate import (
+    OWN,
+    Exam,
+    Metrics,
+    Scored,
+    compare_with_zero_shot,
+    measure,
+    measure_majority,
+    measure_reference,
+)
+from scenarios.protocols import UNSEEN, UnseenClients
+from scenarios.targets import Target
 
 BLOCK = 8192
 """Rows scored at once with the shared model; fixed, so that no bit depends on the slots."""
 
+OWN_BLOCK = 1024
+"""Rows scored at once with each model of a group, where every client scores the same rows."""
+
 
 class Scorer:
-    """Scores the shared model and the clients' own models of one experiment."""
+    """Scores the shared model, the clients' own models and the references of one experiment."""
 
     def __init__(
         self, experiment: Experiment, executor: Executor, placement: Placement, ledger: Ledger
     ) -> None:
-        self.population, self.rule = experiment.population, experiment.config.federation
+        config, self.population = experiment.config, experiment.population
+        self.rule, self.learner = config.federation, cast("Learner", config.learner)
         self.executor, self.placement, self.ledger = executor, placement, ledger
-        group_size = experiment.config.resources.group_size
+        self.targets = experiment.targets
+        self.newcomer = config.scenario.protocol
+        group_size = config.resources.group_size
         assert isinstance(group_size, int)  # resolved before the run
         clients = range(self.population.num_clients)
-        self.groups = [clients[i : i + group_size] for i in range(0, len(clients), group_size)]
-        rows = rows_to_score(self.population)
-        self.blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+        self.groups = [
+            tuple(clients[i : i + group_size]) for i in range(0, len(clients), group_size)
+        ]
 
     def score(self, server: ServerState, fresh_state: Params) -> Metrics:
         """All metrics of the state after a round; client states come from the ledger."""
         shared = self.rule.shared_model(server)
         broadcast = self.rule.broadcast(server)
         has_own = self.rule.personal_model(broadcast, fresh_state) is not None
-        return measure(
-            self.population,
-            self._shared(shared) if shared is not None else None,
-            self._own(broadcast) if has_own else None,
+        exams = [
+            Exam(
+                target,
+                self._shared(target, shared) if shared is not None else None,
+                self._own(target, broadcast, fresh_state, has_own),
+            )
+            for target in self.targets
+            if self._suits(target)
+        ]
+        reference = self.ledger.reference
+        zero_shot = reference.client_metrics.get(OWN.replace("eval", "reference/zero_shot", 1))
+        measured = measure(self.population, exams, list(zero_shot) if zero_shot else None)
+        gains = compare_with_zero_shot(measured.flat, reference.metrics)
+        return Metrics({**measured.flat, **gains}, measured.by_client, measured.validation)
+
+    def references(self, names: Sequence[str]) -> Metrics:
+        """What untrained models reach on every target, and the majority class."""
+        flat = measure_majority(self.population)
+        by_client: dict[str, Sequence[float | None]] = {}
+        for name in names:
+            exams = [Exam(t, self._shared(t, {}, reference=name)) for t in self.targets]
+            measured = measure_reference(self.population, name, exams)
+            flat.update(measured.flat)
+            by_client.update(measured.by_client)
+        return Metrics(flat, by_client)
+
+    def _suits(self, target: Target) -> bool:
+        return self.learner.transfers or target.classes == self.population.classes
+
+    def _shared(self, target: Target, model: Params, reference: str | None = None) -> Scored:
+        """The shared model, or a reference, on all rows of a target."""
+        candidates = target.row_candidates()
+        starts = range(0, len(target.rows), BLOCK)
+        blocks = [
+            Block(
+                index,
+                target.rows[start : start + BLOCK],
+                None if candidates is None else candidates[start : start + BLOCK],
+            )
+            for index, start in enumerate(starts)
+        ]
+
+        def make(slot: int, parts: list[int], cold: bool) -> Job:
+            return ScoreSharedJob(target.name, tuple(blocks[i] for i in parts), reference)
+
+        return _joined(target.rows, self._run(len(blocks), make, model))
+
+    def _own(
+        self, target: Target, broadcast: Params, fresh_state: Params, has_own: bool
+    ) -> list[Scored | None] | None:
+        """Every participant's own model on its rows; for newcomers what the protocol gives them."""
+        protocol, clients = self.newcomer, set(self._participants())
+        if target.name == UNSEEN and isinstance(protocol, UnseenClients):
+            clients = set(self.population.unseen.tolist())
+            if protocol.newcomer == "adapt" and (broadcast or fresh_state):
+                return self._on_clients(target, broadcast, clients, steps=protocol.adapt_steps)
+            if protocol.newcomer == "mean_personal" and has_own:
+                mean = self._mean_personal(fresh_state)
+                return self._on_clients(target, broadcast, clients, given=mean)
+            return None
+        return self._on_clients(target, broadcast, clients) if has_own else None
+
+    def _mean_personal(self, fresh_state: Params) -> Params:
+        """The mean of the personal tensors of those who have taken part; the first ones before."""
+        versions = {
+            c: v for c, v in self.ledger.versions_of(self._participants()).items() if v >= 0
+        }
+        states = list(self.ledger.client_states(versions).values()) or [fresh_state]
+        parts = [personal_part(state) for state in states]
+        return as_personal(
+            {
+                name: torch.stack([part[name] for part in parts]).double().mean(0).to(first.dtype)
+                for name, first in parts[0].items()
+            }
         )
 
-    def _shared(self, model: Params) -> Scored:
-        def make(slot: int, parts: list[int], cold: bool) -> Job:
-            return ScoreSharedJob(tuple((i, self.blocks[i]) for i in parts))
+    def _participants(self) -> list[int]:
+        unseen = set(self.population.unseen.tolist())
+        return [c for c in range(self.population.num_clients) if c not in unseen]
 
-        replies = self._run(len(self.blocks), make, model)
-        return Scored(
-            np.concatenate(self.blocks),
-            np.concatenate([reply.predicted for reply in replies]),
-            np.concatenate([reply.nll for reply in replies]),
-        )
+    def _on_clients(
+        self,
+        target: Target,
+        broadcast: Params,
+        clients: set[int],
+        *,
+        steps: int = 0,
+        given: Params | None = None,
+    ) -> list[Scored | None]:
+        """The models of ``clients`` on their rows: their own, adapted, or of a ``given`` state."""
+        parts, train = self._parts(target, clients), self.population.train
 
-    def _own(self, broadcast: Params) -> list[Scored]:
-        rows = [[client_rows(self.population, c) for c in group] for group in self.groups]
-
-        def make(slot: int, parts: list[int], cold: bool) -> Job:
+        def make(slot: int, numbers: list[int], cold: bool) -> Job:
             if cold:
                 self.placement.forget(slot)
-            calls = (
-                self.placement.group(
-                    i, slot, self.ledger.versions_of(self.groups[i]), self.ledger.client_states
-                )
-                for i in parts
-            )
-            return ScorePersonalJob(tuple((call, tuple(rows[call.index])) for call in calls))
+            made = []
+            for number in numbers:
+                group, rows = parts[number]
+                if given is None:
+                    fetch, versions = self.ledger.client_states, self.ledger.versions_of(group)
+                    call = self.placement.group(number, slot, versions, fetch)
+                else:
+                    call = self.placement.lend(number, group, given, clients)
+                lessons = tuple(train[c] if c in clients else train[c][:0] for c in group)
+                candidates = _rows_of(target.candidates, group)
+                made.append(OwnPart(call, rows, candidates, lessons if steps else ()))
+            return ScorePersonalJob(target.name, tuple(made), steps)
 
-        scored = []
-        for reply in self._run(len(self.groups), make, broadcast):
-            ends = np.cumsum([len(own) for own in rows[reply.index]])[:-1]
-            parts = zip(np.split(reply.predicted, ends), np.split(reply.nll, ends), strict=True)
-            for own, (predicted, nll) in zip(rows[reply.index], parts, strict=True):
-                scored.append(Scored(own, predicted, nll))
-        return scored
+        found: dict[int, list[Scored]] = {}
+        for reply in self._run(len(parts), make, broadcast):
+            group, rows = parts[reply.index]
+            ends = np.cumsum([len(own) for own in rows])[:-1]
+            columns = (np.split(values, ends) for values in _columns(reply))
+            for client, own, *values in zip(group, rows, *columns, strict=True):
+                if client in clients:
+                    found.setdefault(client, []).append(Scored(own, *values))
+        return [
+            _chained(found[c]) if c in found else None for c in range(self.population.num_clients)
+        ]
+
+    def _parts(
+        self, target: Target, clients: set[int]
+    ) -> list[tuple[tuple[int, ...], tuple[Rows, ...]]]:
+        """Groups of clients with the rows of each; rows that all share come in blocks."""
+        nothing = np.empty(0, dtype=np.int64)
+        parts = []
+        for group in self.groups:
+            if not clients.intersection(group):
+                continue
+            if target.by_client is not None:
+                rows = tuple(target.client_rows(c) if c in clients else nothing for c in group)
+                parts.append((group, rows))
+                continue
+            for start in range(0, len(target.rows), OWN_BLOCK):
+                block = target.rows[start : start + OWN_BLOCK]
+                parts.append((group, tuple(block if c in clients else nothing for c in group)))
+        return parts
 
     def _run(self, num_parts: int, make: MakeJob, model: Params) -> list[ScoreReply]:
         message = save({n: t.contiguous() for n, t in model.items()}) if model else b""
         calls = self.placement.calls(num_parts, make)
         replies = [r for _, answered in self.executor.run(calls, message) for r in answered]
         return sorted((r for r in replies if isinstance(r, ScoreReply)), key=lambda r: r.index)
+
+
+def _columns(reply: ScoreReply) -> tuple[np.ndarray, ...]:
+    return reply.predicted, reply.nll, reply.confidence, reply.brier
+
+
+def _joined(rows: Rows, replies: Sequence[ScoreReply]) -> Scored:
+    if not replies:  # clients without a test row, such as the only ones that are unseen
+        nothing = np.empty(0, dtype=np.float32)
+        return Scored(rows, nothing.astype(np.int32), nothing, nothing, nothing)
+    columns = zip(*(_columns(reply) for reply in replies), strict=True)
+    return Scored(rows, *(np.concatenate(column) for column in columns))
+
+
+def _chained(parts: Sequence[Scored]) -> Scored:
+    if len(parts) == 1:
+        return parts[0]
+    names = ("rows", "predicted", "nll", "confidence", "brier")
+    return Scored(*(np.concatenate([vars(part)[name] for part in parts]) for name in names))
+
+
+def _rows_of(candidates: np.ndarray | None, group: tuple[int, ...]) -> np.ndarray | None:
+    return None if candidates is None else candidates[list(group)]

@@ -7,20 +7,17 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fl_core.checks import check_fields
 from fl_core.errors import DataError
-from fl_core.seeds import derive
-from scenarios.carve import Cut, carve
+from scenarios.client_rows import ClientRows, Shard, count_labels
 from scenarios.data.dataset import Dataset
-from scenarios.partition import Dirichlet, Partition, by_owner, share_out, split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,72 +28,18 @@ Ints = npt.NDArray[np.int64]
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 METADATA_KEY = b"fedarena"
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Who has which data. ``seed`` draws the data only: training has a seed of its own.
-
-    ``shots``: training rows per class over the whole federation; all rows where it is None.
-    ``validation_fraction``: of the training split; with ``shots``, any value above 0 means
-    min(shots, 4) rows per class. ``test_fraction`` counts only where the data name no test split.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-    dataset: str = "emoji_coarse"
-    num_clients: int = 10
-    partition: Partition = field(default_factory=Dirichlet)
-    shots: int | None = None
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            num_clients=">= 1",
-            shots=">= 1",
-            validation_fraction="from 0 to below 1",
-            test_fraction="from 0 to below 1",
-        )
-
-
-class Shard(NamedTuple):
-    """The rows of one client, each ascending int64."""
-
-    train: Ints
-    validation: Ints
-    test: Ints
-
-
-@dataclass(frozen=True, eq=False)
-class ClientRows:
-    """Rows by client: client k holds rows[offsets[k]:offsets[k + 1]]. offsets [num_clients + 1]."""
-
-    offsets: Ints
-    rows: Ints
-
-    def __getitem__(self, client: int) -> Ints:
-        return self.rows[self.offsets[client] : self.offsets[client + 1]]
-
-    @property
-    def counts(self) -> Ints:
-        """Rows per client [num_clients]."""
-        return np.diff(self.offsets)
-
-    @property
-    def owners(self) -> Ints:
-        """The client of each of ``rows``."""
-        return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
+DEFAULT_NUM_CLIENTS = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Population:
     """The rows of every client, and of the global sets. Equal content, equal ``hash``.
 
-    ``labels`` int64 [N] over all rows of the data set, -1 where a row is not used.
+    ``labels`` and ``domain_ids`` int64 [N] over all rows of the data set, -1 where a row is not
+    used; the domains are for the reader and not part of the hash, since the fingerprint has them.
     ``provenance`` is what it was built from, for the reader; it is not part of the hash. A client
     without a test row is allowed: its personal metrics are masked (``clients_without_test``).
+    ``unseen`` clients never train; they hold rows like the others.
     """
 
     dataset: str
@@ -108,6 +51,9 @@ class Population:
     test: ClientRows
     global_validation: Ints
     global_test: Ints
+    domains: tuple[str, ...]
+    domain_ids: Ints
+    unseen: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -135,12 +81,20 @@ class Population:
     def histogram(self, part: Part = "train") -> Ints:
         """Rows per client and class, int64 [num_clients, C]."""
         held = self.part(part)
-        return count_labels(held.owners, self.labels[held.rows], self.num_clients, self.classes)
+        labels = self.labels[held.rows]
+        return count_labels(held.owners, labels, self.num_clients, len(self.classes))
+
+    def domain_histogram(self, part: Part = "train") -> Ints:
+        """Rows per client and domain, int64 [num_clients, D]."""
+        held = self.part(part)
+        domains = self.domain_ids[held.rows]
+        return count_labels(held.owners, domains, self.num_clients, len(self.domains))
 
     @cached_property
     def hash(self) -> str:
         """Hash of the content, equal on every machine."""
-        header = json.dumps([self.fingerprint, self.classes, self.num_clients])
+        described = [self.fingerprint, self.classes, self.num_clients]
+        header = json.dumps(described + [self.unseen.tolist()] * bool(len(self.unseen)))
         digest = hashlib.sha256(header.encode())
         held = [array for name in PARTS for array in vars(self.part(name)).values()]
         for array in (*held, self.global_validation, self.global_test, self.labels):
@@ -148,13 +102,21 @@ class Population:
             digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
         return digest.hexdigest()
 
+    def participants(self) -> Population:
+        """The same with no training row at the unseen clients."""
+        if not len(self.unseen):
+            return self
+        bare = np.empty(0, dtype=np.int64)
+        rows = [bare if k in self.unseen else self.train[k] for k in range(self.num_clients)]
+        return replace(self, train=ClientRows.of(rows))
+
     def pooled(self) -> Population:
         """One client that holds everything, for centralised training."""
         return replace(
             self,
-            train=_pool(self.train),
-            validation=_pool(self.validation),
-            test=_pool(self.test),
+            train=self.train.pooled(),
+            validation=self.validation.pooled(),
+            test=self.test.pooled(),
         )
 
     def check_dataset(self, dataset: Dataset) -> None:
@@ -167,7 +129,7 @@ class Population:
             )
 
     def save(self, path: Path) -> None:
-        """Write one Parquet table (part, client, row, label; client -1 for the global sets)."""
+        """One Parquet table of part, client (-1: the global sets), row, label and domain."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -184,9 +146,12 @@ class Population:
             "client": np.concatenate([owners for _, owners, _ in parts]).astype(np.int32),
             "row": rows,
             "label": self.labels[rows].astype(np.int32),
+            "domain": self.domain_ids[rows].astype(np.int32),
         }
-        header = {name: vars(self)[name] for name in ("dataset", "fingerprint", "classes")}
+        described = ("dataset", "fingerprint", "classes", "domains")
+        header = {name: vars(self)[name] for name in described}
         header |= {"num_clients": self.num_clients, "num_rows": len(self.labels)}
+        header |= {"unseen": self.unseen.tolist()}
         header |= {"provenance": dict(self.provenance), "hash": self.hash}
         metadata = {METADATA_KEY: json.dumps(header)}
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -212,67 +177,13 @@ class Population:
         return population
 
 
-def build_population(scenario: Scenario, dataset: Dataset) -> Population:
-    """Deal the rows of ``dataset`` out to clients.
-
-    The training rows are partitioned; validation and test rows follow, class by class, the shares
-    that each client got of the training rows, so a client is tested on its own label distribution.
-    DataError says why a request is impossible, and what would work.
-    """
-    cut = Cut(scenario.shots, scenario.validation_fraction, scenario.test_fraction, scenario.seed)
-    rows, num_clients = carve(dataset, cut), scenario.num_clients
-    labels = np.full(len(dataset), -1, dtype=np.int64)
-    for used in (rows.train, rows.validation, rows.test):
-        labels[used] = dataset.labels[used]
-    shares = split(scenario.partition, labels[rows.train], num_clients, scenario.seed)
-    train = _by_client([rows.train[share] for share in shares])
-    held = count_labels(train.owners, labels[train.rows], num_clients, dataset.classes)
-
-    def follow(further: Ints, part: Part) -> ClientRows:
-        rng = np.random.default_rng(derive(scenario.seed, "population", "follow", part))
-        owners = share_out(held, labels[further], rng)
-        return _by_client([further[share] for share in by_owner(owners, num_clients)])
-
-    population = Population(
-        dataset=dataset.name,
-        fingerprint=dataset.fingerprint,
-        classes=dataset.classes,
-        labels=labels,
-        train=train,
-        validation=follow(rows.validation, "validation"),
-        test=follow(rows.test, "test"),
-        global_validation=rows.validation,
-        global_test=rows.test,
-        provenance={"scenario": asdict(scenario)},
-    )
-    if len(population.clients_without_test):
-        logger.info("%d clients have no test row", len(population.clients_without_test))
-    return population
-
-
-def count_labels(owners: Ints, labels: Ints, num_clients: int, classes: tuple[str, ...]) -> Ints:
-    """Rows per client and class, int64 [num_clients, C], from the client and label of each row."""
-    cells = np.bincount(owners * len(classes) + labels, minlength=num_clients * len(classes))
-    return cells.reshape(num_clients, len(classes))
-
-
-def _by_client(rows: list[Ints]) -> ClientRows:
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    return ClientRows(offsets, np.concatenate(rows))
-
-
-def _pool(held: ClientRows) -> ClientRows:
-    return _by_client([np.sort(held.rows)])
-
-
 def _from_table(table: pa.Table, header: dict[str, Any]) -> Population:
     """A population from the table and header of ``Population.save``. Raises where they disagree."""
     names = table["part"].to_numpy()
-    owners, rows, given = (
-        table[name].to_numpy().astype(np.int64) for name in ("client", "row", "label")
-    )
-    labels = np.full(header["num_rows"], -1, dtype=np.int64)
-    labels[rows] = given
+    columns = ("client", "row", "label", "domain")
+    owners, rows, *given = (table[name].to_numpy().astype(np.int64) for name in columns)
+    labels, domain_ids = np.full((2, header["num_rows"]), -1, dtype=np.int64)
+    labels[rows], domain_ids[rows] = given
 
     def held(part: str) -> ClientRows:
         mine = names == part
@@ -289,5 +200,8 @@ def _from_table(table: pa.Table, header: dict[str, Any]) -> Population:
         test=held("test"),
         global_validation=rows[names == "global_validation"],
         global_test=rows[names == "global_test"],
+        domains=tuple(header["domains"]),
+        domain_ids=domain_ids,
+        unseen=np.array(header["unseen"], dtype=np.int64),
         provenance=header["provenance"],
     )

@@ -9,9 +9,10 @@ import pytest
 from fl_core.errors import ConfigError, DataError
 from scenarios.data.catalogue import load_dataset
 from scenarios.data.dataset import UNSPECIFIED, Dataset
-from scenarios.partition import Dirichlet, Iid
+from scenarios.partitions import Dirichlet, Iid
 from scenarios.picture import picture
-from scenarios.population import Population, Scenario, build_population
+from scenarios.population import Population
+from scenarios.scenario import Scenario, build_population
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def numbers(labels, split, concepts=None) -> Dataset:
         concept_ids=np.arange(num_rows) if concepts is None else np.asarray(concepts),
         split=np.asarray(split, dtype=np.int8),
         content_hashes=hashes,
-        images=NoImages(),
+        items=NoImages(),
     )
 
 
@@ -185,7 +186,7 @@ def test_equal_config_gives_an_equal_hash_in_another_process(toy_path, tables):
     code = (
         "import sys\n"
         "from scenarios.data.catalogue import load_dataset\n"
-        "from scenarios.population import Scenario, build_population\n"
+        "from scenarios.scenario import Scenario, build_population\n"
         "print(build_population(Scenario(num_clients=5), load_dataset(sys.argv[1])).hash)"
     )
     here = build_population(Scenario(num_clients=5), load_dataset(str(toy_path)))

@@ -8,8 +8,10 @@ any order; the result has the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -40,9 +42,19 @@ class RoundPlan:
         return [client for group in self.groups for client in group]
 
 
+class Load(NamedTuple):
+    """Bytes of one client's messages, headers included."""
+
+    up: int = 0
+    down: int = 0
+
+
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one round over all clients: whole messages, and tensor values without headers."""
+    """Bytes of one round over all clients: whole messages, and tensor values without headers.
+
+    What arrived and was refused counts among ``up_bytes``, and not as payload.
+    """
 
     up_bytes: int = 0
     down_bytes: int = 0
@@ -59,6 +71,7 @@ class RoundResult:
     failures: tuple[ClientFailure, ...]
     states: Mapping[int, Params] = field(default_factory=dict)
     traffic: Traffic = Traffic()
+    loads: Mapping[int, Load] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -66,14 +79,46 @@ class RoundResult:
 class Setting:
     """What stays the same from round to round.
 
-    specs: scope and role of the learner's tensors; group_size: clients that are trained together.
+    up: codec of the updates; specs: scope and role of the learner's tensors; group_size: clients
+    that are trained together; down: codec of the broadcast, None for the one that ``up`` implies;
+    max_update_norm: L2 norm over all tensors of an update above which it is dropped.
     """
 
     rule: Federation
-    codec: wire.Codec
+    up: wire.Codec
     specs: Mapping[str, TensorSpec]
     seed: int
     group_size: int
+    down: wire.WholeCodec | None = None
+    max_update_norm: float | None = None
+
+    @property
+    def downlink(self) -> wire.WholeCodec:
+        return wire.for_broadcast(self.up) if self.down is None else self.down
+
+    def update_shapes(self, round: int, shapes: wire.Shapes) -> dict[str, tuple[int, ...]]:
+        """What an update of this round holds, from the shapes of the broadcast."""
+        names = self.rule.update_names(self.rule.scopes(self.specs, round))
+        return {name: shapes[name] for name in sorted(names)}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All that the lengths of a round's messages depend on.
+
+    shapes: of the broadcast. changed: after how many rounds each tensor last changed. last_seen:
+    the round in which each client last took part; it knows what has not changed since.
+    """
+
+    round: int
+    shapes: wire.Shapes
+    changed: Mapping[str, int] = field(default_factory=dict)
+    last_seen: Mapping[int, int] = field(default_factory=dict)
+
+    def news(self, client: int) -> frozenset[str]:
+        """The tensors of the broadcast that have changed since the client last took part."""
+        last = self.last_seen.get(client, -1)
+        return frozenset(name for name in self.shapes if self.changed.get(name, 0) > last)
 
 
 Execute = Callable[[RoundPlan, bytes], Iterable[tuple[int, Sequence[Outcome]]]]
@@ -94,6 +139,25 @@ def plan_round(setting: Setting, round: int, clients: Sequence[int]) -> RoundPla
     return RoundPlan(round, tuple(groups))
 
 
+def expected_loads(setting: Setting, standing: Standing, clients: Iterable[int]) -> dict[int, Load]:
+    """The bytes that each client's messages of a round would have.
+
+    Exact where the client answers; where it fails, an upper bound.
+    """
+    if not setting.rule.communicates:
+        return dict.fromkeys(clients, Load())
+    up = wire.message_bytes(setting.up, setting.update_shapes(standing.round, standing.shapes))
+    down: dict[frozenset[str], int] = {}
+    loads = {}
+    for client in clients:
+        news = standing.news(client)
+        if news not in down:
+            shapes = {name: standing.shapes[name] for name in sorted(news)}
+            down[news] = wire.message_bytes(setting.downlink, shapes)
+        loads[client] = Load(up, down[news])
+    return loads
+
+
 def run_round(
     setting: Setting,
     server: ServerState,
@@ -107,35 +171,84 @@ def run_round(
     changed since. A client whose message cannot be used is dropped and recorded, like one that
     failed; the round goes on with the others, and leaves the state as it is if nobody is left.
     """
-    rule, codec = setting.rule, setting.codec
-    broadcast = rule.broadcast(server)
-    message = wire.encode(codec, broadcast)
-    names = rule.update_names(rule.scopes(setting.specs, plan.round))
-    expected = {name: tuple(broadcast[name].shape) for name in names}
-    aggregator, partial = rule.aggregator(), Partial()
+    broadcast = setting.rule.broadcast(server)
+    standing = Standing(plan.round, wire.shapes_of(broadcast), server.changed, last_seen)
+    sent = _broadcasts(setting, standing, broadcast)
+    expected = setting.update_shapes(plan.round, standing.shapes)
+    aggregator, partial = setting.rule.aggregator(), Partial()
     accepted: list[ClientResult] = []
     failures: list[ClientFailure] = []
-    for outcome in _in_client_order(execute(plan, message)):
+    arrived: dict[int, int] = {}
+    limit = wire.message_bytes(setting.up, expected)
+    for outcome in _in_client_order(execute(plan, sent(frozenset(broadcast)))):
         if isinstance(outcome, ClientFailure):
             failures.append(outcome)
             continue
+        arrived[outcome.client] = min(len(outcome.message), limit)
         try:
-            update = wire.decode(codec, outcome.message, expected, _sender(plan, outcome))
+            update = _received(setting, plan, outcome, expected)
         except MessageError as error:
             failures.append(ClientFailure(outcome.client, str(error)))
             continue
         partial = aggregator.add(partial, update, outcome.num_examples)
         accepted.append(outcome)
+    down = {client: sent(standing.news(client)) for client in plan.cohort}
+    counted = setting.rule.communicates
     return RoundResult(
-        server=_next_state(rule, server, aggregator.finish(partial)),
+        server=_next_state(setting.rule, server, aggregator.finish(partial)),
         accepted=tuple(result.client for result in accepted),
         failures=tuple(failures),
         states={result.client: result.state for result in accepted if result.state},
-        traffic=_traffic(
-            setting, server, message, _news(broadcast, server, plan, last_seen), accepted
-        ),
+        traffic=_traffic(arrived, down, accepted) if counted else Traffic(),
+        loads={c: Load(arrived.get(c, 0), len(m)) if counted else Load() for c, m in down.items()},
         metrics=_weighted_means(accepted),
     )
+
+
+def _broadcasts(
+    setting: Setting, standing: Standing, broadcast: Params
+) -> Callable[[frozenset[str]], bytes]:
+    """The message of any part of the broadcast, by the names in it; each is made once.
+
+    Draws are named by when a tensor last changed: whoever got it then holds the same values.
+    """
+    made: dict[frozenset[str], bytes] = {}
+
+    def draws(name: str) -> torch.Generator:
+        return generator(setting.seed, "codec", "server", standing.changed.get(name, 0), name)
+
+    def message(names: frozenset[str]) -> bytes:
+        if names not in made:
+            part = {name: tensor for name, tensor in broadcast.items() if name in names}
+            made[names] = wire.encode(setting.downlink, part, draws)
+        return made[names]
+
+    return message
+
+
+def _received(
+    setting: Setting, plan: RoundPlan, result: ClientResult, expected: wire.Shapes
+) -> Params:
+    """A client's update, or MessageError where it cannot be used.
+
+    Nobody reads on beyond the length that was announced, so no sender can cost more than that.
+    """
+    sender = f"round {plan.round}, client {result.client}"
+    limit = wire.message_bytes(setting.up, expected)
+    if len(result.message) > limit:
+        raise MessageError(
+            f"{sender}: the message is damaged: it has {len(result.message):,} bytes, and no "
+            f"update of this round has more than {limit:,}."
+        )
+    update = wire.decode(setting.up, result.message, expected, sender)
+    if setting.max_update_norm is not None:
+        norm = math.sqrt(sum(float(t.double().square().sum()) for t in update.values()))
+        if norm > setting.max_update_norm:
+            raise MessageError(
+                f"{sender}: the update's L2 norm is {norm:.4g}, above "
+                f"communication.max_update_norm = {setting.max_update_norm:g}."
+            )
+    return update
 
 
 def _in_client_order(groups: Iterable[tuple[int, Sequence[Outcome]]]) -> Iterator[Outcome]:
@@ -147,10 +260,6 @@ def _in_client_order(groups: Iterable[tuple[int, Sequence[Outcome]]]) -> Iterato
         while due in waiting:
             yield from waiting.pop(due)
             due += 1
-
-
-def _sender(plan: RoundPlan, result: ClientResult) -> str:
-    return f"round {plan.round}, client {result.client}"
 
 
 def _next_state(rule: Federation, server: ServerState, update: Params) -> ServerState:
@@ -165,34 +274,15 @@ def _next_state(rule: Federation, server: ServerState, update: Params) -> Server
     return replace(stepped, round=server.round + 1, changed={**server.changed, **changed})
 
 
-def _news(
-    broadcast: Params, server: ServerState, plan: RoundPlan, last_seen: Mapping[int, int]
-) -> list[frozenset[str]]:
-    """For each client of the cohort, the tensors that have changed since it last took part."""
-    changed = [(name, server.changed.get(name, 0)) for name in broadcast]
-    seen = [last_seen.get(client, -1) for client in plan.cohort]
-    return [frozenset(name for name, when in changed if when > last) for last in seen]
-
-
 def _traffic(
-    setting: Setting,
-    server: ServerState,
-    message: wire.Message,
-    news: Sequence[frozenset[str]],
-    accepted: Sequence[ClientResult],
+    arrived: Mapping[int, int], down: Mapping[int, bytes], accepted: Sequence[ClientResult]
 ) -> Traffic:
-    """Count the messages: down to every client of the cohort, up from those who were accepted."""
-    if not setting.rule.communicates:
-        return Traffic()
-    broadcast = setting.rule.broadcast(server)
-    messages = {frozenset(broadcast): message}
-    for names in set(news) - messages.keys():
-        messages[names] = wire.encode(setting.codec, {n: broadcast[n] for n in sorted(names)})
+    """Count the messages: down to every client of the cohort, up from those whose came in."""
     return Traffic(
-        up_bytes=sum(len(result.message) for result in accepted),
-        down_bytes=sum(len(messages[names]) for names in news),
+        up_bytes=sum(arrived.values()),
+        down_bytes=sum(len(message) for message in down.values()),
         up_payload_bytes=sum(wire.payload_bytes(result.message) for result in accepted),
-        down_payload_bytes=sum(wire.payload_bytes(messages[names]) for names in news),
+        down_payload_bytes=sum(wire.payload_bytes(message) for message in down.values()),
     )
 
 

@@ -2,68 +2,150 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from fl_core import wire
+import numpy as np
+
+from fl_core.round import Setting
 from fl_core.seeds import generator
+from fl_core.types import Params, ServerState
+from fl_core.wire import shapes_of
+from orchestrator.budget import (
+    Forecast,
+    Purse,
+    draw_links,
+    horizon,
+    one_run_answers,
+    refuse_no_round,
+    rounds_to_schedule,
+)
 from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
-from orchestrator.experiment import prepare_experiment, run_folder
-from scenarios.features import FeatureStore
+from orchestrator.experiment import Experiment, prepare_experiment, run_folder
+from scenarios.features import FeatureKey, FeatureStore
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A run before its first round: where it starts, who can train, what it may send.
+
+    setting: its rule's ``rounds`` are those over which the learning rate falls. initial: the
+    learner's tensors, empty where nothing is trained.
+    """
+
+    setting: Setting
+    purse: Purse
+    clients: Sequence[int]
+    initial: Params
+    server: ServerState
+
+    @property
+    def max_rounds(self) -> int:
+        """The rounds that are asked for; the budget may admit fewer."""
+        return self.setting.rule.rounds if self.initial else 0
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        shapes = shapes_of(self.setting.rule.broadcast(self.server))
+        return horizon(self.setting, self.purse, shapes, self.clients, self.max_rounds)
+
+    @property
+    def expected_rounds(self) -> int:
+        """The rounds that the run will have if every client answers."""
+        return self.forecast.rounds if self.purse.is_limited else self.max_rounds
+
+
+def outline(experiment: Experiment) -> Outline:
+    """The outline of an experiment. ConfigError where its budget admits no round."""
+    config, setup = experiment.config, experiment.setup()
+    frozen = setup.learner.prepare(experiment.backbone, setup.home.task)
+    initial = setup.learner.init(frozen, generator(setup.seed, "init"))
+    specs, terms = setup.learner.tensors(initial), config.communication
+    clients = np.flatnonzero(np.diff(setup.offsets)).tolist()  # those with data to train on
+    assert isinstance(config.resources.group_size, int)  # resolved before the run
+    setting = Setting(
+        setup.rule,
+        setup.up,
+        specs,
+        setup.seed,
+        config.resources.group_size,
+        down=setup.down,
+        max_update_norm=terms.max_update_norm if setup.rule.communicates else None,
+    )
+    purse = Purse(terms.budget, draw_links(terms.links, setup.seed, clients))
+    server = setup.rule.init_server(initial, specs, len(clients))
+    whole = Outline(setting, purse, clients, initial, server)
+    if not (purse.is_limited and whole.max_rounds):
+        return whole
+    if not whole.forecast.rounds:
+        raise refuse_no_round(setting, purse, shapes_of(setup.rule.broadcast(server)), clients)
+    rounds = rounds_to_schedule(config.training, whole.max_rounds, whole.forecast)
+    rule = replace(config.federation, rounds=rounds)
+    return replace(whole, setting=replace(setting, rule=rule))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """round_bytes: up and down over a full cohort, an upper bound; total_bytes: over all rounds."""
+    """What a run would do.
+
+    rounds: that its budget admits; asked_rounds: without a budget. round_up_bytes and
+    round_down_bytes: of the first round, over its cohort; total_bytes: both ways over all rounds,
+    if every client answers; link_s: seconds that all rounds' messages take, where links are
+    declared. one_run_answers: whether this run's first rounds are the run of each smaller budget.
+    """
 
     run: str
     rounds: int
+    asked_rounds: int
     cohort: int
     group_size: int
     num_train: int
     num_test: int
     shared_floats: int
-    round_bytes: int
+    round_up_bytes: int
+    round_down_bytes: int
     total_bytes: int
+    link_s: float | None
+    one_run_answers: bool
     state: str
+
+    @property
+    def round_bytes(self) -> int:
+        return self.round_up_bytes + self.round_down_bytes
 
 
 def make_plan(config: ExperimentConfig) -> Plan:
     """The plan of a resolved experiment. Loads data and backbone, computes nothing."""
     experiment = prepare_experiment(config)
-    setup, rule = experiment.setup(), config.federation
-    frozen = setup.learner.prepare(experiment.backbone, setup.task)
-    initial = setup.learner.init(frozen, generator(setup.seed, "init"))
-    specs = setup.learner.tensors(initial)
-    broadcast = rule.broadcast(rule.init_server(initial, specs))
-    down = {name: tuple(tensor.shape) for name, tensor in broadcast.items()}
-    sent = rule.update_names(rule.scopes(specs, 0))
-    up = {name: shape for name, shape in down.items() if name in sent}
-    num_clients = experiment.training_population.num_clients
-    cohort = min(rule.clients_per_round or num_clients, num_clients)
-    rounds = rule.rounds if initial else 0
-    both = sum(wire.message_bytes(setup.codec, shapes) for shapes in (down, up))
-    round_bytes = cohort * both if rule.communicates else 0
-    assert isinstance(config.resources.group_size, int)  # resolved before
+    run = outline(experiment)
+    rule, forecast = config.federation, run.forecast
+    broadcast = rule.broadcast(run.server)
+    num_clients = len(run.clients)
     return Plan(
         run=run_folder(config).name,
-        rounds=rounds,
-        cohort=cohort,
-        group_size=config.resources.group_size,
-        num_train=int(experiment.population.num_examples.sum()),
+        rounds=forecast.rounds,
+        asked_rounds=rule.rounds if run.initial else 0,
+        cohort=min(rule.clients_per_round or num_clients, num_clients),
+        group_size=run.setting.group_size,
+        num_train=int(experiment.training_population.num_examples.sum()),
         num_test=len(experiment.population.global_test),
         shared_floats=sum(tensor.numel() for tensor in broadcast.values()),
-        round_bytes=round_bytes,
-        total_bytes=rounds * round_bytes,
-        state=_state(config, experiment.features.values()),
+        round_up_bytes=forecast.first.up,
+        round_down_bytes=forecast.first.down,
+        total_bytes=forecast.total.up + forecast.total.down,
+        link_s=forecast.seconds if run.purse.links else None,
+        one_run_answers=one_run_answers(config.training, config.communication, run.setting),
+        state=_state(config, experiment.all_features),
     )
 
 
-def _state(config: ExperimentConfig, keys: object) -> str:
+def _state(config: ExperimentConfig, keys: Sequence[FeatureKey]) -> str:
     store = RunStore(run_folder(config))
     if store.read_text("DONE") is not None:
         return "finished"
     done = max(0, len(store.records()) - 1)
     features = FeatureStore(config.store)
-    stored = all(features.open(key) is not None for key in keys)  # type: ignore[attr-defined]
+    stored = all(features.open(key) is not None for key in keys)
     return f"{done} rounds done" if done else ("features stored" if stored else "new")

@@ -1,26 +1,28 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from toys import Bench, linear_problem, uneven_shards
 
 from fl_core import wire
-from fl_core.federation import FedAvg, FedProx, LocalOnly
+from fl_core.federation import FEDERATIONS, FedAvg, FedProx, LocalOnly
 from fl_core.local import Training
 from fl_core.optim import SGD
-from fl_core.round import Setting, plan_round, run_round
+from fl_core.round import Load, Setting, Standing, expected_loads, plan_round, run_round
 from fl_core.types import ClientFailure, ServerState
 
 SIZES = [10, 5, 20, 15, 10]
+CODECS = [wire.FP32(), wire.FP16(), wire.BF16(), wire.Int8(), wire.TopK(0.2, wire.Int8())]
 TRAINING = Training(SGD(lr=0.2), local_epochs=2, batch_size=8)
 
 
-def make(rule, group_size=2, codec=None, **fields):
-    problem = linear_problem(dtype=torch.float32, **fields)
+def make(rule, group_size=2, codec=None, dtype=torch.float32, **fields):
+    problem = linear_problem(dtype=dtype, **fields)
     specs = problem.learner.tensors(problem.initial)
     bench = Bench(problem, rule, TRAINING, uneven_shards(60, SIZES), codec or wire.FP32(), {}, {})
     setting = Setting(rule, bench.codec, specs, 0, group_size)
-    return bench, setting, rule.init_server(problem.initial, specs)
+    return bench, setting, rule.init_server(problem.initial, specs, len(SIZES))
 
 
 def go(bench, setting, server, rounds):
@@ -116,6 +118,142 @@ def test_what_has_not_changed_is_not_sent_again():
     traffic = run_round(setting, frozen, plan, last_seen, bench.execute).traffic
     both, bias = 4 * (18 + 3), 4 * 3
     assert traffic.down_payload_bytes == both + bias + 0 + 2 * both
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("clients_per_round", [None, 2])
+def test_the_bytes_of_every_message_are_known_before_the_round(codec, clients_per_round):
+    rule = FedAvg(rounds=4, clients_per_round=clients_per_round)
+    bench, setting, server = make(rule, codec=codec)
+    frozen = {"weight": 0}  # has not changed since round 0; the bias changes every round
+    last_seen = {}
+    for round in range(4):
+        plan = plan_round(setting, round, range(5))
+        server = replace(server, changed={**server.changed, **frozen})
+        standing = Standing(round, wire.shapes_of(server.tensors), server.changed, last_seen)
+        expected = expected_loads(setting, standing, plan.cohort)
+        result = run_round(setting, server, plan, last_seen, bench.execute)
+        assert result.loads == expected
+        for client in plan.cohort:
+            assert result.loads[client].up == len(bench.sent[round, client])
+        assert result.traffic.up_bytes == sum(load.up for load in expected.values())
+        assert result.traffic.down_bytes == sum(load.down for load in expected.values())
+        server = result.server
+        last_seen |= dict.fromkeys(result.accepted, round)
+
+
+def test_a_tensor_that_a_client_already_has_is_rounded_as_it_was_then():
+    _, setting, server = make(FedAvg(rounds=5), codec=wire.Int8())
+    seen = []
+
+    def execute(plan, message):
+        shapes = wire.shapes_of(server.tensors)
+        seen.append(wire.decode(wire.Int8(), message, shapes, "server"))
+        yield 0, [ClientFailure(c, "no") for c in plan.cohort]
+
+    plan = replace(plan_round(setting, 3, range(5)), groups=((0, 1, 2, 3, 4),))
+    for round, changed in ((3, 1), (4, 1), (5, 5)):
+        state = replace(server, round=round, changed={"weight": changed, "bias": round})
+        run_round(setting, state, replace(plan, round=round), {}, execute)
+    assert torch.equal(seen[0]["weight"], seen[1]["weight"])
+    assert not torch.equal(seen[0]["weight"], seen[2]["weight"])  # drawn anew for what is new
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+def test_what_is_sent_does_not_depend_on_the_group_size(codec):
+    sent = []
+    for group_size in (1, 3, 5):
+        bench, setting, server = make(FedAvg(rounds=1), group_size, codec, torch.float64)
+        go(bench, setting, server, 1)
+        sent.append(bench.sent)
+    assert sent[0] == sent[1] == sent[2]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("kind", FEDERATIONS, ids=lambda kind: kind.name)
+def test_every_rule_goes_with_every_codec(kind, codec):
+    rule = kind(rounds=2)
+    bench, setting, server = make(rule, codec=codec)
+    plain = Training(SGD(lr=0.05, momentum=0.0), "constant", local_epochs=1, batch_size=8)
+    bench = replace(bench, training=plain)
+    last_seen = {}
+    for round in range(2):
+        plan = plan_round(setting, round, range(5))
+        broadcast = wire.shapes_of(rule.broadcast(server))
+        standing = Standing(round, broadcast, server.changed, last_seen)
+        result = run_round(setting, server, plan, last_seen, bench.execute)
+        assert result.failures == ()
+        assert result.loads == expected_loads(setting, standing, plan.cohort)
+        assert all(tensor.isfinite().all() for tensor in result.server.tensors.values())
+        server = result.server
+        last_seen |= dict.fromkeys(result.accepted, round)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+def test_the_loss_falls_with_every_codec(codec):
+    bench, setting, server = make(FedAvg(rounds=8), codec=codec)
+    losses = [result.metrics["train/loss"] for result in go(bench, setting, server, 8)]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_the_broadcast_may_have_a_codec_of_its_own():
+    bench, setting, server = make(FedAvg(rounds=1))
+    setting = replace(setting, down=wire.BF16())
+    plan = plan_round(setting, 0, range(5))
+    shapes, received = wire.shapes_of(server.tensors), []
+
+    def execute(plan, message):
+        received.append(wire.decode(wire.BF16(), message, shapes, "server"))
+        yield from bench.execute(plan, wire.encode(wire.FP32(), received[0]))
+
+    traffic = run_round(setting, server, plan, {}, execute).traffic
+    assert torch.equal(received[0]["weight"], server.tensors["weight"].bfloat16().float())
+    assert traffic.down_bytes == 5 * wire.message_bytes(wire.BF16(), shapes)
+    assert traffic.up_bytes == 5 * wire.message_bytes(wire.FP32(), shapes)
+
+
+def test_an_update_that_is_too_large_is_dropped_and_named_and_still_costs_its_bytes():
+    bench, setting, server = make(FedAvg(rounds=1), group_size=1)
+    plan = plan_round(setting, 0, range(5))
+    run_round(setting, server, plan, {}, bench.execute)
+    shapes = wire.shapes_of(server.tensors)
+    norms = {}
+    for client in range(5):
+        update = wire.decode(wire.FP32(), bench.sent[0, client], shapes, "client")
+        norms[client] = torch.cat([t.flatten() for t in update.values()]).double().norm().item()
+    largest = max(norms, key=norms.get)
+    bound = sum(sorted(norms.values())[-2:]) / 2
+    limited = replace(setting, max_update_norm=bound)
+    result = run_round(limited, server, plan, {}, bench.execute)
+    assert set(result.accepted) == set(range(5)) - {largest}
+    (failure,) = result.failures
+    assert failure.client == largest
+    assert f"round 0, client {largest}: the update's L2 norm is {norms[largest]:.4g}" in (
+        failure.reason
+    )
+    assert result.traffic.up_bytes == sum(len(m) for m in bench.sent.values())
+    assert run_round(
+        replace(setting, max_update_norm=norms[largest] * 1.001), server, plan, {}, bench.execute
+    ).accepted == (0, 1, 2, 3, 4)
+
+
+def test_no_sender_costs_more_than_was_announced_and_a_failed_one_only_its_download():
+    bench, setting, server = make(FedAvg(rounds=1), group_size=1)
+
+    def execute(plan, message):
+        for index, outcomes in bench.execute(plan, message):
+            if plan.groups[index] == (1,):
+                outcomes = [replace(outcomes[0], message=outcomes[0].message + b"x" * 1000)]
+            if plan.groups[index] == (2,):
+                outcomes = [ClientFailure(2, "no")]
+            yield index, outcomes
+
+    plan = plan_round(setting, 0, range(5))
+    expected = expected_loads(setting, Standing(0, wire.shapes_of(server.tensors)), plan.cohort)
+    result = run_round(setting, server, plan, {}, execute)
+    assert result.accepted == (0, 3, 4)
+    assert "round 0, client 1: the message is damaged" in result.failures[0].reason
+    assert result.loads == expected | {2: Load(0, expected[2].down)}
 
 
 def test_a_client_that_fails_is_left_out_of_the_mean_and_named():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
+
 from fl_core.types import Params
 
 Weights = Literal["num_examples", "uniform"]
@@ -17,6 +19,8 @@ class Partial:
     sums: Params = field(default_factory=dict)
     total_weight: float = 0.0
     num_clients: int = 0
+    held: tuple[tuple[Params, float], ...] = ()
+    """Whole updates with their weights, for aggregates that are no sums."""
 
 
 class Aggregator(Protocol):
@@ -53,3 +57,20 @@ class WeightedMean:
         if not partial.num_clients:
             return {}
         return {name: tensor.div_(partial.total_weight) for name, tensor in partial.sums.items()}
+
+
+@dataclass(frozen=True)
+class CountedMean:
+    """The weighted mean, and under the name ``count`` how many clients it is over."""
+
+    weights: Weights
+    count: str
+
+    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
+        return WeightedMean(self.weights).add(partial, update, num_examples)
+
+    def finish(self, partial: Partial) -> Params:
+        mean = WeightedMean(self.weights).finish(partial)
+        if mean:
+            mean[self.count] = torch.tensor(float(partial.num_clients), dtype=torch.float64)
+        return mean

@@ -63,7 +63,9 @@ class Problem:
 
     ``frozen`` is the learner's prepared part, ``initial`` its tensors before round 0; ``inputs``
     (each [N, ...]) and ``labels`` [N] are the stored features of all examples, which clients
-    address by row.
+    address by row. ``views`` (each [N, V, ...]): several random views of each example; where there
+    are any, a training step reads one of them instead. ``vmap_safe``: whether the backbone runs
+    under ``torch.vmap``.
     """
 
     learner: Learner
@@ -71,22 +73,40 @@ class Problem:
     initial: Params
     inputs: Params
     labels: Tensor
+    vmap_safe: bool = True
+    views: Params = field(default_factory=dict)
 
-    def batch(self, rows: Tensor, mask: Tensor) -> Batch:
-        return Batch({k: v[rows] for k, v in self.inputs.items()}, self.labels[rows], mask)
+    @property
+    def num_views(self) -> int:
+        return next(iter(self.views.values())).shape[1] if self.views else 0
+
+    @property
+    def groupable(self) -> bool:
+        """Whether a group's clients can share one ``vmap``; else they take turns."""
+        return self.learner.groupable and self.vmap_safe
+
+    def batch(self, rows: Tensor, mask: Tensor, views: Tensor | None = None) -> Batch:
+        """The examples ``rows`` [B]; ``views`` [B]: which view of each, where there are any."""
+        if self.views and views is not None:
+            inputs = {kind: values[rows, views] for kind, values in self.views.items()}
+        else:
+            inputs = {kind: values[rows] for kind, values in self.inputs.items()}
+        return Batch(inputs, self.labels[rows], mask)
 
 
 class Work(NamedTuple):
     """The steps of a group of G clients: S steps of B rows, all drawn beforehand.
 
     rows: [G, S, B] into the problem's examples; mask: [G, S, B], 0 where a row only fills up;
-    active: [G, S], false where a client has no step left; lr: [G, S].
+    active: [G, S], false where a client has no step left; lr: [G, S]; views: [G, S, B], the view
+    of each example.
     """
 
     rows: Tensor
     mask: Tensor
     active: Tensor
     lr: Tensor
+    views: Tensor
 
 
 class Moment(NamedTuple):
@@ -98,9 +118,16 @@ class Moment(NamedTuple):
 
 
 def plan_work(
-    training: Training, moment: Moment, clients: Sequence[int], shards: Sequence[Tensor]
+    training: Training,
+    moment: Moment,
+    clients: Sequence[int],
+    shards: Sequence[Tensor],
+    num_views: int = 0,
 ) -> Work:
-    """Draw the batches of a group: each epoch is a fresh permutation of the client's rows [n]."""
+    """Draw the batches of a group: each epoch is a fresh permutation of the client's rows [n].
+
+    num_views: of each example; a step takes one of them at random.
+    """
     steps = [training.num_steps(len(rows)) for rows in shards]
     num_steps = max(steps, default=0)
     width = min(training.batch_size, max((len(rows) for rows in shards), default=1) or 1)
@@ -108,6 +135,7 @@ def plan_work(
     mask = torch.zeros(len(shards), num_steps, width)
     active = torch.zeros(len(shards), num_steps, dtype=torch.bool)
     lr = torch.zeros(len(shards), num_steps, dtype=torch.float64)
+    views = torch.zeros_like(rows)
     for lane, (client, shard) in enumerate(zip(clients, shards, strict=True)):
         draws = generator(moment.seed, "batches", moment.round, client)
         active[lane, : steps[lane]] = True
@@ -115,6 +143,10 @@ def plan_work(
             rows[lane] = shard[
                 0
             ]  # filler is the client's own: nobody else's data can spoil its sums
+        if num_views > 1:
+            of_views = generator(moment.seed, "views", moment.round, client)
+            own = torch.randint(num_views, (steps[lane], width), generator=of_views)
+            views[lane, : steps[lane]] = own
         queue: list[Tensor] = []
         for step in range(steps[lane]):
             if not queue:
@@ -124,7 +156,7 @@ def plan_work(
             rows[lane, step, : len(batch)] = batch
             mask[lane, step, : len(batch)] = 1.0
             lr[lane, step] = learning_rate(training, moment, step / steps[lane])
-    return Work(rows, mask, active, lr)
+    return Work(rows, mask, active, lr, views)
 
 
 def learning_rate(training: Training, moment: Moment, done: float) -> float:
@@ -146,6 +178,7 @@ def blank_lanes(work: Work, lanes: Sequence[int]) -> Work:
         work.mask * keep[:, None, None],
         work.active & keep[:, None],
         work.lr * keep[:, None],
+        work.views,
     )
 
 
@@ -173,7 +206,7 @@ def train_group(
         loop = _Loop(problem, training, own, all_active, scopes, moment.round)
         return rule.local_round(broadcast, state, loop)
 
-    if problem.learner.groupable:
+    if problem.groupable:
         return torch.vmap(client_round)(states, work)
     lanes = [
         client_round({n: t[g] for n, t in states.items()}, Work(*(t[g] for t in work)))
@@ -194,6 +227,14 @@ class _Loop:
     scopes: Mapping[str, Scope]
     round: int
 
+    @property
+    def num_steps(self) -> Tensor:
+        return self.work.active.sum()
+
+    @property
+    def lr(self) -> Tensor:
+        return self.work.lr[0] if len(self.work.lr) else self.work.lr.new_ones(())
+
     def __call__(self, start: Params, penalty: Penalty | None = None) -> Trained:
         fixed = with_scope(start, self.scopes, "frozen")
         params = {name: tensor for name, tensor in start.items() if name not in fixed}
@@ -207,7 +248,8 @@ class _Loop:
         opt_state = optimizer.init(params)
         total_loss = self.work.lr.new_zeros(())
         for step, nobody_waits in enumerate(self.all_active):
-            batch = self.problem.batch(self.work.rows[step], self.work.mask[step])
+            work = self.work
+            batch = self.problem.batch(work.rows[step], work.mask[step], work.views[step])
             grads, loss = gradient(params, batch)
             if self.training.max_grad_norm:
                 grads = clip_by_norm(grads, self.training.max_grad_norm)
@@ -241,9 +283,12 @@ def stack(lanes: Sequence[Params]) -> Params:
 
 
 def check_pair(learner: Learner, rule: Federation, training: Training) -> None:
-    """Refuse a pair of learner and rule that makes no sense, by name."""
+    """Refuse a pair of learner and rule that makes no sense, by name, with every reason."""
+    faults = rule.faults(learner, training)
     if learner.name == "zero_shot" and rule.name != "fedavg":
-        raise ConfigError(
+        faults.append(
             f"learner=zero_shot trains nothing, so federation={rule.name} has no meaning for it. "
             "Leave the federation out."
         )
+    if faults:
+        raise ConfigError(faults)

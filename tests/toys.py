@@ -23,10 +23,16 @@ class Linear:
 
     inputs: ClassVar = ("features",)
     groupable: ClassVar = True
+    rows_at_once: ClassVar = 8192
+    transfers: ClassVar = False
     name: str = "linear"
     width: int = 6
     num_classes: int = 3
     personal_bias: bool = False
+
+    @property
+    def two_parts(self) -> bool:
+        return self.personal_bias
 
     def prepare(self, backbone: Any, task: Any) -> None:
         return None
@@ -90,25 +96,27 @@ class Bench:
 
     def train(self, round: int, clients: Sequence[int], message: bytes) -> list[Outcome]:
         specs = self.problem.learner.tensors(self.problem.initial)
-        server = self.rule.init_server(self.problem.initial, specs)
+        server = self.rule.init_server(self.problem.initial, specs, len(self.shards))
         shapes = {n: tuple(t.shape) for n, t in self.rule.broadcast(server).items()}
-        broadcast = wire.decode(self.codec, message, shapes, "server")
+        broadcast = wire.decode(wire.for_broadcast(self.codec), message, shapes, "server")
         dtype = next(iter(self.problem.inputs.values())).dtype
         broadcast = {n: t.to(dtype) for n, t in broadcast.items()}
         moment = Moment(round, self.rule.rounds, self.seed)
         shards = [self.shards[c] for c in clients]
         work = plan_work(self.training, moment, clients, shards)
         fresh = self.rule.init_client(self.problem.initial, specs)
-        states = stack([self.states.get(c, fresh) for c in clients])
+        held = [wire.split_residual(self.states.get(c, fresh)) for c in clients]
+        states = stack([own for own, _ in held])
         result = train_group(
             self.problem, self.rule, self.training, broadcast, states, work, moment
         )
         outcomes: list[Outcome] = []
         for lane, client in enumerate(clients):
             update = {n: t[lane] for n, t in result.update.items()}
-            message = wire.encode(self.codec, update)
+            draws = wire.named_draws(self.seed, round, client)
+            message, left = wire.encode_with_feedback(self.codec, update, held[lane][1], draws)
             self.sent[round, client] = message
-            self.states[client] = {n: t[lane] for n, t in result.state.items()}
+            self.states[client] = {n: t[lane] for n, t in result.state.items()} | left
             metrics = {n: float(t[lane]) for n, t in result.metrics.items()}
             outcomes.append(
                 ClientResult(client, message, len(shards[lane]), self.states[client], metrics)

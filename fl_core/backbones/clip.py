@@ -24,7 +24,14 @@ from fl_core.backbones.module_tower import ModuleTower
 from fl_core.backbones.prompt_plan import NameTokens, Position
 from fl_core.backbones.text_tower import PromptLayout, TextTower, load_tower
 from fl_core.backbones.token_cache import cached_tokens
-from fl_core.backbones.vision import ImageEncoder, PatchEncoder, patch_encoder, rebuild
+from fl_core.backbones.vision import (
+    ImageEncoder,
+    PatchEncoder,
+    TokenEncoder,
+    patch_encoder,
+    rebuild,
+)
+from fl_core.backbones.vision_tower import VisionTower, vision_tower
 from fl_core.errors import ConfigError, StateError
 
 FORMAT = 1
@@ -162,6 +169,27 @@ class Clip:
             return patch_encoder(self._vision, self.dtype)
         # Channels last: a third faster for convolutional towers on a CPU, and no loss for others.
         return ImageEncoder(self._vision.to(memory_format=torch.channels_last), self.dtype)
+
+    def encoder(self, kind: str) -> Callable[[Tensor], Tensor]:
+        """Pixels [B, 3, H, W] -> one kind of stored input; ConfigError where it is not defined.
+
+        features: [B, D]. patches: patch features [B, L, D]; both normalised. tokens: what the
+        first block of a ViT sees, [B, 1 + L, d_v].
+        """
+        match kind:
+            case "features":
+                return self.image_encoder()
+            case "patches":
+                encode = self.image_encoder(patches=True)
+                return lambda pixels: encode(pixels)[1]
+            case "tokens":
+                self.vision_tower()  # refuses what has no tokens
+                return TokenEncoder(self._vision, self.dtype)
+        raise ValueError(f"no image tower puts out {kind!r}: it is features, patches or tokens.")
+
+    def vision_tower(self) -> VisionTower:
+        """The image tower as a function of prompts, in the precision of the text tower."""
+        return vision_tower(self._vision, self.text.dtype)
 
     def transform(self) -> Callable[[Any], Tensor]:
         """PIL image -> pixels [3, H, W]: open_clip's preprocessing for evaluation."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_core.backbones.text_tower import FunctionalTower
-from fl_core.backbones.transformer import Block, TowerFacts
+from fl_core.backbones.transformer import Activation, Block, TowerFacts
 
 
 class NotExpressible(Exception):  # noqa: N818
@@ -39,7 +39,7 @@ def text_tower(model: nn.Module) -> FunctionalTower:
     elif projection is not None:
         weights["projection"] = projection.T.contiguous()
     for i, block in enumerate(blocks):
-        named = zip(Block._fields, _block(block), strict=True)
+        named = zip(Block._fields, block_weights(block), strict=True)
         weights |= {f"blocks.{i}.{name}": w for name, w in named if w is not None}
     return FunctionalTower(facts, {name: w.detach() for name, w in weights.items()})
 
@@ -93,14 +93,15 @@ def _facts(part: dict[str, Any]) -> TowerFacts:
         vocab_size=vocab_size,
         embed_dim=embed_dim,
         causal=part["attn_mask"] is not None,
-        activation=_activation(blocks[0].mlp.gelu),
+        activation=activation_of(blocks[0].mlp.gelu),
         pool=part["pool"],
         eos_id=part["eos_id"],
         eps=eps.pop(),
     )
 
 
-def _activation(module: nn.Module) -> Any:
+def activation_of(module: nn.Module) -> Activation:
+    """The name of a block's activation; raises NotExpressible for others."""
     if type(module).__name__ == "QuickGELU":
         return "quick_gelu"
     if isinstance(module, nn.GELU):
@@ -108,7 +109,8 @@ def _activation(module: nn.Module) -> Any:
     raise NotExpressible(f"its activation is {type(module).__name__}")
 
 
-def _block(block: Any) -> Block:
+def block_weights(block: Any) -> Block:
+    """The weights of open_clip's ``ResidualAttentionBlock``."""
     return Block(
         ln_1=block.ln_1.weight,
         ln_1_bias=block.ln_1.bias,

@@ -8,11 +8,22 @@ rule for ``scaled_dot_product_attention``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+
+class BlockFacts(Protocol):
+    """What the parts of a block have to know of their tower."""
+
+    @property
+    def activation(self) -> Activation: ...
+    @property
+    def eps(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class TowerFacts:
     vocab_size: int
     embed_dim: int
     causal: bool
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"]
+    activation: Activation
     pool: Literal["argmax", "eos", "last", "first"]
     eos_id: int
     eps: float
@@ -61,7 +72,7 @@ def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else x * scale
 
 
-def feed_forward(facts: TowerFacts, block: Block, x: Tensor) -> Tensor:
+def feed_forward(facts: BlockFacts, block: Block, x: Tensor) -> Tensor:
     """The residual MLP of a block, [R, d] -> [R, d]."""
     y = F.linear(normed(x, block.ln_2, block.ln_2_bias, facts.eps), block.fc, block.fc_bias)
     if facts.activation == "quick_gelu":

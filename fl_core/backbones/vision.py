@@ -47,6 +47,24 @@ class PatchEncoder:
         return F.normalize(pooled.float(), dim=-1), F.normalize(patches.float(), dim=-1)
 
 
+@dataclass(frozen=True)
+class TokenEncoder:
+    """Pixels [B, 3, H, W] -> what the first block of a ViT sees, [B, 1 + L, d_v], float32.
+
+    The class token and the patches with their positions, after the first LayerNorm: all that
+    prompts in the image tower leave as it is.
+    """
+
+    module: nn.Module
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        module: Any = self.module
+        tokens: Tensor = module._embeds(_on_device(module, pixels, self.dtype))
+        return tokens.float()
+
+
 def patch_encoder(module: nn.Module, dtype: torch.dtype) -> PatchEncoder:
     """The patch encoder of a vision tower, or a ConfigError where patches are not defined."""
     kind, reason = type(module).__name__, ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from torch import Tensor
 from fl_core.aggregation import Aggregator, WeightedMean, Weights
 from fl_core.checks import check_fields
 from fl_core.types import Params, Scope, ServerState, TensorSpec
+
+if TYPE_CHECKING:
+    from fl_core.learners import Learner
+    from fl_core.local import Training
 
 Penalty = Callable[[Params], Tensor]
 """A term that a rule adds to the learner's loss: a scalar function of the parameters."""
@@ -39,6 +43,13 @@ class Train(Protocol):
     def round(self) -> int: ...
     @property
     def scopes(self) -> Mapping[str, Scope]: ...
+    @property
+    def num_steps(self) -> Tensor:
+        """The steps that the client takes in this round: a scalar, 0 where it has no data."""
+
+    @property
+    def lr(self) -> Tensor:
+        """The learning rate of the client's first step in this round, a scalar."""
 
     def __call__(self, start: Params, penalty: Penalty | None = None) -> Trained:
         """Take the client's local steps from ``start``.
@@ -86,8 +97,13 @@ class Federation(Protocol):
     def scopes(self, specs: Mapping[str, TensorSpec], round: int) -> dict[str, Scope]:
         """The scope of every tensor in this round. What is frozen now may be shared next round."""
 
-    def init_server(self, params: Params, specs: Mapping[str, TensorSpec]) -> ServerState:
-        """The server's state before the first round."""
+    def faults(self, learner: Learner, training: Training) -> list[str]:
+        """Why this rule cannot go with this learner or this way of training; empty if it can."""
+
+    def init_server(
+        self, params: Params, specs: Mapping[str, TensorSpec], num_clients: int
+    ) -> ServerState:
+        """The server's state before the first round; num_clients: the size of the population."""
 
     def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:
         """The private state of a client that has not taken part yet."""
@@ -108,7 +124,10 @@ class Federation(Protocol):
         """The state after the round, from the aggregated update."""
 
     def shared_model(self, server: ServerState) -> Params | None:
-        """The parameters that a client nobody has seen would use, or None if there are none."""
+        """The parameters that a client nobody has seen would use, or None if there are none.
+
+        They hold no personal tensors: a learner's ``logits`` takes that as the shared model.
+        """
 
     def personal_model(self, broadcast: Params, state: Params) -> Params | None:
         """The parameters that this client itself uses, or None if they are the shared ones."""
@@ -120,6 +139,22 @@ PERSONAL = "personal."
 def personal_part(state: Params) -> Params:
     """The personal tensors of a client's private state, under their own names."""
     return {n.removeprefix(PERSONAL): t for n, t in state.items() if n.startswith(PERSONAL)}
+
+
+def kept(tensors: Params, rule: str) -> Params:
+    """What a rule keeps in a state under ``<rule>.<name>``, by ``<name>``."""
+    start = f"{rule}."
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+
+def as_kept(tensors: Params, rule: str) -> Params:
+    """Tensors named as a rule keeps them in a state."""
+    return {f"{rule}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def model_part(tensors: Params, rule: str) -> Params:
+    """The model's own tensors of a state, without what the rule keeps there."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{rule}.")}
 
 
 def as_personal(params: Params) -> Params:
@@ -140,7 +175,8 @@ def train_once(
     The update is trained minus broadcast (only of what is shared this round); the personal tensors
     become the new private state.
     """
-    params, metrics = train({**broadcast, **personal_part(state)}, penalty)
+    model = {name: tensor for name, tensor in broadcast.items() if name in train.scopes}
+    params, metrics = train(model | personal_part(state), penalty)
     shared = with_scope(params, train.scopes, "shared")
     update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
     own = as_personal(with_scope(params, train.scopes, "personal"))
@@ -152,6 +188,16 @@ def add_update(server: ServerState, update: Params) -> ServerState:
     old = server.tensors
     moved = {n: torch.add(delta.double(), old[n]).to(old[n].dtype) for n, delta in update.items()}
     return ServerState(old | moved, server.round + 1)
+
+
+def own_copy_faults(rule: str, learner: Learner) -> list[str]:
+    """Why a rule that keeps a whole personal model cannot go with a learner that has a part."""
+    if not learner.two_parts:
+        return []
+    return [
+        f"federation={rule} keeps a personal copy of the whole model, and learner={learner.name} "
+        "has personal tensors of its own: use federation=fedavg with it, or another learner."
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +214,12 @@ class Averaging(Rounds):
     def scopes(self, specs: Mapping[str, TensorSpec], round: int) -> dict[str, Scope]:
         return {name: spec.scope for name, spec in specs.items()}
 
-    def init_server(self, params: Params, specs: Mapping[str, TensorSpec]) -> ServerState:
+    def faults(self, learner: Learner, training: Training) -> list[str]:
+        return []
+
+    def init_server(
+        self, params: Params, specs: Mapping[str, TensorSpec], num_clients: int
+    ) -> ServerState:
         return ServerState(with_scope(params, self.scopes(specs, 0), "shared", "frozen"))
 
     def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:

@@ -1,12 +1,56 @@
 """The learners: what is trained on a client, and on which loss. One file each."""
 
+from typing import get_args
+
 from fl_core.learners.base import Learner
+from fl_core.learners.clip_adapter import ClipAdapter
+from fl_core.learners.cocoop import CoCoOp
 from fl_core.learners.coop import CoOp
+from fl_core.learners.fedclip import FedCLIP
+from fl_core.learners.fedotp import FedOTP
+from fl_core.learners.fedpgp import FedPGP
+from fl_core.learners.kgcoop import KgCoOp
+from fl_core.learners.maple import MaPLe
+from fl_core.learners.plot import Plot
+from fl_core.learners.proda import ProDA
+from fl_core.learners.prograd import ProGrad
+from fl_core.learners.promptfolio import PromptFolio
 from fl_core.learners.zero_shot import ZeroShot
 
-AnyLearner = ZeroShot | CoOp
+AnyLearner = (
+    ZeroShot
+    | CoOp
+    | CoCoOp
+    | KgCoOp
+    | ProGrad
+    | ProDA
+    | MaPLe
+    | Plot
+    | FedPGP
+    | FedOTP
+    | PromptFolio
+    | ClipAdapter
+    | FedCLIP
+)
 """At once the config schema, the list in error messages, and the list for the contract tests."""
 
-LEARNERS: tuple[type[AnyLearner], ...] = (ZeroShot, CoOp)
+LEARNERS: tuple[type[AnyLearner], ...] = get_args(AnyLearner)
 
-__all__ = ["LEARNERS", "AnyLearner", "CoOp", "Learner", "ZeroShot"]
+__all__ = [
+    "LEARNERS",
+    "AnyLearner",
+    "ClipAdapter",
+    "CoCoOp",
+    "CoOp",
+    "FedCLIP",
+    "FedOTP",
+    "FedPGP",
+    "KgCoOp",
+    "Learner",
+    "MaPLe",
+    "Plot",
+    "ProDA",
+    "ProGrad",
+    "PromptFolio",
+    "ZeroShot",
+]

@@ -26,8 +26,20 @@ class Learner(Protocol):
     groupable: ClassVar[bool]
     """Whether ``loss`` may run under ``torch.vmap`` over clients."""
 
+    rows_at_once: ClassVar[int]
+    """Examples that ``logits`` takes at once when models are scored; bounds the memory."""
+
     @property
     def name(self) -> str: ...
+
+    @property
+    def transfers(self) -> bool:
+        """Whether the trained tensors mean something for other class names than they were
+        trained on: ``logits`` then takes a ``frozen`` that was prepared for another task."""
+
+    @property
+    def two_parts(self) -> bool:
+        """Whether the method itself keeps tensors with each client (scope ``personal``)."""
 
     def prepare(self, backbone: Clip, task: Task) -> Any:
         """All that no training step changes: towers, tokens, reference features."""
@@ -42,7 +54,11 @@ class Learner(Protocol):
         """The mean loss over the batch's examples, a scalar."""
 
     def logits(self, params: Params, frozen: Any, inputs: Params) -> Tensor:
-        """Scores [B, C] of the classes of the task that ``frozen`` was prepared for."""
+        """Scores [B, C] of the classes of the task that ``frozen`` was prepared for.
+
+        Where ``params`` lacks the personal tensors, these are the scores of the shared model, as
+        a client that nobody has seen would use it.
+        """
 
 
 def masked_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
@@ -51,3 +67,19 @@ def masked_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     picked = log_p.gather(-1, batch.labels.unsqueeze(-1)).squeeze(-1)  # [B]
     kept = torch.where(batch.mask > 0, picked, 0.0)
     return -kept.sum() / batch.mask.to(logits.dtype).sum().clamp(min=1)
+
+
+def masked_mean(values: Tensor, batch: Batch) -> Tensor:
+    """Mean of [B] over the rows whose mask is 1; 0 where there is none. Scalar."""
+    kept = torch.where(batch.mask > 0, values, 0.0)
+    return kept.sum() / batch.mask.to(values.dtype).sum().clamp(min=1)
+
+
+def with_gradient(value: Tensor, params: Params, gradient: Params) -> Tensor:
+    """A scalar with this value whose gradient with respect to ``params`` is ``gradient``.
+
+    For methods that change the direction of a step and not a loss: a rule's penalty, clipping and
+    the optimiser then act on it as on any other loss.
+    """
+    terms = [(g.detach() * (params[n] - params[n].detach())).sum() for n, g in gradient.items()]
+    return value.detach() + torch.stack(terms).sum()

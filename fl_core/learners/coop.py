@@ -12,23 +12,12 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fl_core.backbones.clip import Clip
-from fl_core.backbones.text_tower import PromptLayout, TextTower
 from fl_core.checks import check_fields
 from fl_core.learners.base import masked_cross_entropy
+from fl_core.learners.prompts import Prompts, class_features, first_context, prepare_prompts
 from fl_core.types import Batch, Params, Task, TensorSpec
-
-
-@dataclass(frozen=True)
-class CoOpFrozen:
-    """tower and layout: how a context becomes class features; init: [M, d_t] or None."""
-
-    tower: TextTower
-    layout: PromptLayout
-    scale: float
-    init: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +33,8 @@ class CoOp:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
     inputs: ClassVar[tuple[str, ...]] = ("features",)
     groupable: ClassVar[bool] = True
+    rows_at_once: ClassVar[int] = 8192
+    two_parts: ClassVar[bool] = False
     name: Literal["coop"] = "coop"
     num_tokens: int = 16
     init_text: str | None = None
@@ -53,32 +44,32 @@ class CoOp:
     def __post_init__(self) -> None:
         check_fields(self, num_tokens=">= 1")
 
-    def prepare(self, backbone: Clip, task: Task) -> CoOpFrozen:
-        init = backbone.embed_text(self.init_text) if self.init_text else None  # [M, d_t]
-        layout = backbone.prompt_layout(
-            task.classes,
-            num_tokens=self.num_tokens if init is None else len(init),
+    @property
+    def transfers(self) -> bool:
+        return not self.class_specific
+
+    def prepare(self, backbone: Clip, task: Task) -> Prompts:
+        return prepare_prompts(
+            backbone,
+            task,
+            self.num_tokens,
+            self.init_text,
             position=self.position,
             class_specific=self.class_specific,
         )
-        return CoOpFrozen(backbone.text, layout, backbone.scale, init)
 
-    def init(self, frozen: CoOpFrozen, generator: torch.Generator) -> Params:
-        if frozen.init is not None:
-            context = frozen.init
-        else:
-            shape = (self.num_tokens, frozen.tower.width)
-            context = 0.02 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    def init(self, frozen: Prompts, generator: torch.Generator) -> Params:
+        context = first_context(frozen, generator)  # [M, d_t]
         if self.class_specific:
-            context = context.expand(frozen.layout.num_classes, *context.shape)
-        return {"context": context.to(frozen.tower.device, frozen.tower.dtype).clone()}
+            context = context.expand(frozen.layout.num_classes, *context.shape).clone()
+        return {"context": context}
 
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
         return {"context": TensorSpec("shared")}
 
-    def loss(self, params: Params, frozen: CoOpFrozen, batch: Batch) -> Tensor:
+    def loss(self, params: Params, frozen: Prompts, batch: Batch) -> Tensor:
         return masked_cross_entropy(self.logits(params, frozen, batch.inputs), batch)
 
-    def logits(self, params: Params, frozen: CoOpFrozen, inputs: Params) -> Tensor:
-        class_features = frozen.tower.encode(frozen.layout, params["context"])  # [C, D]
-        return frozen.scale * inputs["features"] @ F.normalize(class_features, dim=-1).mT  # [B, C]
+    def logits(self, params: Params, frozen: Prompts, inputs: Params) -> Tensor:
+        w = class_features(frozen, params["context"])  # [C, D]
+        return frozen.scale * inputs["features"] @ w.mT  # [B, C]

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fl_core.backbones.clip import Clip
 from fl_core.learners.base import masked_cross_entropy
+from fl_core.learners.prompts import template_features
 from fl_core.types import Batch, Params, Task, TensorSpec
 
 
@@ -34,6 +34,9 @@ class ZeroShot:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
     inputs: ClassVar[tuple[str, ...]] = ("features",)
     groupable: ClassVar[bool] = True
+    rows_at_once: ClassVar[int] = 8192
+    transfers: ClassVar[bool] = True
+    two_parts: ClassVar[bool] = False
     name: Literal["zero_shot"] = "zero_shot"
     ensemble: bool = False
 
@@ -52,14 +55,3 @@ class ZeroShot:
 
     def logits(self, params: Params, frozen: ZeroShotFrozen, inputs: Params) -> Tensor:
         return frozen.scale * inputs["features"] @ frozen.class_features.mT  # [B, C]
-
-
-def template_features(
-    backbone: Clip, classes: tuple[str, ...], templates: tuple[str, ...]
-) -> Tensor:
-    """Normalised mean over templates of each class's normalised text feature, [C, D]."""
-    features = []
-    for template in templates:
-        ids = backbone.tokenize([template.format(name) for name in classes])
-        features.append(F.normalize(backbone.text.encode_tokens(ids), dim=-1))
-    return F.normalize(torch.stack(features).mean(dim=0), dim=-1)

@@ -1,10 +1,14 @@
+from dataclasses import replace
+from typing import ClassVar
+
 import pytest
 import torch
-from toys import linear_problem, uneven_shards
+from toys import Linear, linear_problem, uneven_shards
 
 from fl_core.federation import FedAvg
 from fl_core.local import Moment, Training, blank_lanes, plan_work, stack, train_group
 from fl_core.optim import SGD, AdamW
+from fl_core.predict import score, score_group
 
 SIZES = [17, 4, 9, 0, 30]
 MOMENT = Moment(2, 10, 5)
@@ -104,3 +108,23 @@ def test_the_same_client_trains_alike_whoever_trained_before_it():
     run(problem, training, [0], shards)
     again = run(problem, training, [2], shards)
     assert torch.equal(first.update["weight"], again.update["weight"])
+
+
+class FewAtOnce(Linear):
+    rows_at_once: ClassVar = 7
+
+
+def test_scores_do_not_depend_on_how_many_rows_are_scored_at_once():
+    problem = linear_problem()
+    chunked = replace(problem, learner=FewAtOnce())
+    rows = torch.arange(60)
+    for ours, theirs in zip(
+        score(chunked, problem.initial, rows), score(problem, problem.initial, rows), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    models = stack([problem.initial, {n: 2 * t for n, t in problem.initial.items()}])
+    grouped = score_group(chunked, models, [rows[:20], rows[:33]])
+    assert [len(scores.nll) for scores in grouped] == [20, 33]
+    torch.testing.assert_close(
+        grouped[0].nll, score(problem, problem.initial, rows[:20]).nll, rtol=1e-6, atol=1e-7
+    )

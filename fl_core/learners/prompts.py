@@ -1,0 +1,96 @@
+"""What learners that train context vectors have in common, as functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fl_core.backbones.clip import Clip
+from fl_core.backbones.prompt_plan import Position
+from fl_core.backbones.text_tower import PromptLayout, TextTower
+from fl_core.types import Task
+
+PROMPT_STD = 0.02
+"""Standard deviation of context vectors that no words start, as in CoOp."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """tower and layout: how a context becomes class features; scale: s = exp(logit scale).
+
+    init: [M, d_t], the embeddings of the words that a context starts from, or None.
+    """
+
+    tower: TextTower
+    layout: PromptLayout
+    scale: float
+    init: Tensor | None
+
+
+def prepare_prompts(
+    backbone: Clip,
+    task: Task,
+    num_tokens: int,
+    init_text: str | None = None,
+    *,
+    position: Position = "end",
+    class_specific: bool = False,
+) -> Prompts:
+    """The frozen half of the prompts of a task; with ``init_text`` M is its number of tokens."""
+    init = backbone.embed_text(init_text) if init_text else None  # [M, d_t]
+    layout = backbone.prompt_layout(
+        task.classes,
+        num_tokens=num_tokens if init is None else len(init),
+        position=position,
+        class_specific=class_specific,
+    )
+    return Prompts(backbone.text, layout, backbone.scale, init)
+
+
+def first_context(prompts: Prompts, generator: torch.Generator, *leading: int) -> Tensor:
+    """A context [*leading, M, d_t]: the start's words, or drawn from N(0, 0.02²)."""
+    tower = prompts.tower
+    if prompts.init is None:
+        context = normal(generator, *leading, prompts.layout.num_tokens, tower.width)
+    else:
+        context = prompts.init.expand(*leading, *prompts.init.shape)
+    return context.to(tower.device, tower.dtype).clone()
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draws from N(0, 0.02²) in float64, so that every precision rounds the same numbers."""
+    return PROMPT_STD * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def uniform_linear(generator: torch.Generator, num_out: int, num_in: int) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] and bias [out] of a fresh linear layer, as ``nn.Linear`` draws them."""
+    bound = num_in**-0.5
+    weight = torch.rand(num_out, num_in, generator=generator, dtype=torch.float64)
+    bias = torch.rand(num_out, generator=generator, dtype=torch.float64)
+    return bound * (2 * weight - 1), bound * (2 * bias - 1)
+
+
+def class_features(prompts: Prompts, context: Tensor) -> Tensor:
+    """Normalised class features [C, D] of one context."""
+    return F.normalize(prompts.tower.encode(prompts.layout, context), dim=-1)
+
+
+def features_of_each(prompts: Prompts, contexts: Tensor) -> Tensor:
+    """Normalised class features [P, C, D] of P contexts [P, M, d_t]."""
+    if prompts.tower.groupable:
+        return torch.vmap(lambda context: class_features(prompts, context))(contexts)
+    return torch.stack([class_features(prompts, context) for context in contexts])
+
+
+def template_features(
+    backbone: Clip, classes: tuple[str, ...], templates: tuple[str, ...]
+) -> Tensor:
+    """Normalised mean over templates of each class's normalised text feature, [C, D]."""
+    features = []
+    for template in templates:
+        ids = backbone.tokenize([template.format(name) for name in classes])
+        features.append(F.normalize(backbone.text.encode_tokens(ids), dim=-1))
+    return F.normalize(torch.stack(features).mean(dim=0), dim=-1)

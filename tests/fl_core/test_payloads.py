@@ -1,0 +1,87 @@
+"""Floats that a client sends per round at the widths of ViT-B/16: the table of the methods."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fl_core.federation import Ditto, FedAvg, FedOpt, Finetune, LocalOnly, Scaffold
+from fl_core.learners import (
+    ClipAdapter,
+    CoCoOp,
+    CoOp,
+    FedCLIP,
+    FedOTP,
+    FedPGP,
+    KgCoOp,
+    MaPLe,
+    Plot,
+    ProDA,
+    ProGrad,
+    PromptFolio,
+)
+from fl_core.learners.clip_adapter import ClipAdapterFrozen
+from fl_core.learners.kgcoop import KgCoOpFrozen
+from fl_core.learners.maple import MaPLeFrozen
+from fl_core.learners.proda import ProDAFrozen
+from fl_core.learners.prompts import Prompts
+from fl_core.seeds import generator
+
+WIDTH, VISION_WIDTH = 512, 768
+
+
+def prompts(num_tokens):
+    """Only the facts that shapes depend on."""
+    cpu = torch.device("cpu")
+    tower = SimpleNamespace(width=WIDTH, embed_dim=WIDTH, device=cpu, dtype=torch.float32)
+    layout = SimpleNamespace(num_tokens=num_tokens, num_classes=100)
+    return Prompts(tower, layout, 100.0, None)  # type: ignore[arg-type]
+
+
+def with_reference(num_tokens):
+    return KgCoOpFrozen(prompts(num_tokens), torch.zeros(100, WIDTH))
+
+
+CASES = [
+    (CoOp(num_tokens=4), prompts(4), 2_048),
+    (CoOp(num_tokens=16), prompts(16), 16 * 512),
+    (KgCoOp(num_tokens=4), with_reference(4), 2_048),
+    (ProGrad(num_tokens=16), with_reference(16), 8_192),
+    (FedPGP(num_tokens=16), with_reference(16), 8_192),
+    (FedOTP(num_tokens=16), prompts(16), 8_192),
+    (PromptFolio(num_tokens=16), prompts(16), 8_192),
+    (Plot(num_prompts=4, num_tokens=16), prompts(16), 4 * 16 * 512),
+    (
+        ProDA(num_prompts=32, num_tokens=16),
+        ProDAFrozen(((32, prompts(16)),), prompts(16)),
+        32 * 16 * 512,
+    ),
+    (CoCoOp(num_tokens=4), prompts(4), 35_360),
+    (
+        MaPLe(num_tokens=2, depth=9),
+        MaPLeFrozen(prompts(2), SimpleNamespace(width=VISION_WIDTH)),  # type: ignore[arg-type]
+        3_555_072,
+    ),
+    (ClipAdapter(), ClipAdapterFrozen(torch.zeros(100, WIDTH), 100.0), 2 * 512 * 128),
+    (FedCLIP(), ClipAdapterFrozen(torch.zeros(100, WIDTH), 100.0), 525_312),
+]
+
+
+def floats(rule, learner, params):
+    specs = learner.tensors(params)
+    sent = rule.update_names(rule.scopes(specs, 0))
+    down = rule.broadcast(rule.init_server(params, specs, 10))
+    assert rule.name == "local_only" or sum(t.numel() for t in down.values()) == sum(
+        down[name].numel() for name in sent
+    )
+    return sum(down[name].numel() for name in sent)
+
+
+@pytest.mark.parametrize(("learner", "frozen", "expected"), CASES, ids=lambda x: str(x)[:12])
+def test_a_client_sends_as_many_floats_as_its_paper_says(learner, frozen, expected):
+    params = learner.init(frozen, generator(0, "init"))
+    assert set(params) == set(learner.tensors(params))
+    for rule in (FedAvg(), FedOpt(optimizer="adam"), Ditto(), Finetune()):
+        assert floats(rule, learner, params) == expected
+    assert floats(Scaffold(), learner, params) == 2 * expected
+    assert floats(LocalOnly(), learner, params) == 0

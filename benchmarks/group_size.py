@@ -23,7 +23,8 @@ from coop_step import NAMES, small_tower
 from torch.nn import functional as F
 
 from fl_core.federation import FedAvg
-from fl_core.learners.coop import CoOp, CoOpFrozen
+from fl_core.learners.coop import CoOp
+from fl_core.learners.prompts import Prompts
 from fl_core.local import Moment, Problem, Training, plan_work, train_group
 
 NUM_CLIENTS, NUM_STEPS, BATCH = 16, 4, 32
@@ -84,7 +85,7 @@ def measure(width: int, groups: list[int], repeats: int, device: str) -> dict[st
 
 def make_problem(width: int, device: str) -> Problem:
     tower, layout = small_tower(width, device)
-    frozen = CoOpFrozen(tower, layout, 100.0, None)
+    frozen = Prompts(tower, layout, 100.0, None)
     learner = CoOp()
     initial = learner.init(frozen, torch.Generator().manual_seed(0))
     features = F.normalize(torch.randn(NUM_CLIENTS * BATCH, width, device=device), dim=-1)

@@ -38,9 +38,10 @@ from orchestrator.executors import InlineExecutor, RayExecutor
 from orchestrator.experiment import Experiment
 from orchestrator.jobs import Setup
 from orchestrator.loading import resolve
+from orchestrator.memory import keep_freed_memory
 from scenarios.data.dataset import UNSPECIFIED, Dataset
-from scenarios.partition import Iid
-from scenarios.population import Scenario, build_population
+from scenarios.partitions import Iid
+from scenarios.scenario import Scenario, build_population
 
 NUM_SLOTS = 2
 MEMORY_AT = (10, 200)
@@ -54,6 +55,9 @@ class Vector:
     size: int
     inputs: ClassVar[tuple[str, ...]] = ()
     groupable: ClassVar[bool] = True
+    rows_at_once: ClassVar[int] = 8192
+    transfers: ClassVar[bool] = True
+    two_parts: ClassVar[bool] = False
     name: str = "vector"
 
     def prepare(self, backbone: Any, task: Any) -> None:
@@ -95,10 +99,13 @@ class RecordsOff(RunStore):
 class Host:
     """The coordinator's process, as ``orchestrator.host`` is in a real run."""
 
+    def __init__(self) -> None:
+        keep_freed_memory()
+
     def run(
         self, setting: dict[str, Any], folder: Path, records: bool, slices: Slices | None
-    ) -> Iterator[float]:
-        """Yields, after each round, the resident bytes of this process."""
+    ) -> Iterator[tuple[int, int]]:
+        """Yields, after each round, this process's own resident bytes and its shared ones."""
         experiment = make_experiment(setting, folder)
         executor = RayExecutor(slices, 60.0) if slices else InlineExecutor()
         store = (RunStore if records else RecordsOff)(folder / "run")
@@ -106,7 +113,7 @@ class Host:
         done = 0
         for event in events:
             if isinstance(event, Committed) and event.record.round >= 0:
-                yield psutil.Process().memory_info().rss if done + 1 in MEMORY_AT else 0.0
+                yield held_bytes() if done + 1 in MEMORY_AT else (0, 0)
                 done += 1
                 if done == setting["rounds"]:
                     break
@@ -122,7 +129,7 @@ def make_experiment(setting: dict[str, Any], folder: Path) -> Experiment:
             learner=ZeroShot(),
             federation=FedAvg(rounds=10**6, clients_per_round=setting["cohort"]),
             training=Training(SGD(lr=0.01, momentum=0.0, weight_decay=0.0), local_steps=1),
-            evaluation=Evaluation(every=0),
+            evaluation=Evaluation(every=0, references=False),
             folder=folder,
             store=folder / "store",
         )
@@ -145,7 +152,7 @@ def make_dataset(num_rows: int) -> Dataset:
         concept_ids=rows,
         split=np.full(num_rows, UNSPECIFIED, np.int8),
         content_hashes=rows.astype("<i8").repeat(4).view(np.uint8).reshape(num_rows, 32),
-        images=None,  # type: ignore[arg-type]
+        items=None,  # type: ignore[arg-type]
     )
 
 
@@ -172,14 +179,20 @@ def fedarena(setting: dict[str, Any], records: bool) -> dict[str, Any]:
         host = ray.remote(Host).options(num_cpus=0).remote()
         run = host.run.options(num_returns="streaming")
         ends: list[float] = []
-        memory: dict[str, list[float]] = {"coordinator": [], "driver": []}
+        memory: dict[str, list[tuple[int, int]]] = {"coordinator": [], "driver": []}
         for reference in run.remote(setting, Path(folder), records, slices):
             held = ray.get(reference)
             ends.append(time.perf_counter())
-            if held:
+            if any(held):
                 memory["coordinator"].append(held)
-                memory["driver"].append(psutil.Process().memory_info().rss)
+                memory["driver"].append(held_bytes())
     return {"seconds": np.diff(ends).tolist(), "memory": memory}
+
+
+def held_bytes() -> tuple[int, int]:
+    """Resident bytes of this process alone, and those it shares (Ray's object store, files)."""
+    held = psutil.Process().memory_info()
+    return held.rss - held.shared, held.shared
 
 
 class BareActor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.comparison import Comparison
     from orchestrator.config import ExperimentConfig
     from orchestrator.results import Result
 
 __version__ = "0.1.0"
-__all__ = ["run"]
+__all__ = ["compare", "run"]
 
 
 def run(
@@ -35,3 +36,29 @@ def run(
     elif overrides:
         raise TypeError("overrides go with a file or a mapping, not with an ExperimentConfig")
     return run_experiments([resolve(config)], fresh=fresh)[0]
+
+
+def compare(
+    configs: Sequence[ExperimentConfig | Path | str | Mapping[str, Any]],
+    *overrides: str,
+    seeds: int = 3,
+    vary_data: bool = False,
+    references: bool = True,
+    metric: str = "eval/personal/accuracy",
+    target_accuracy: float | None = None,
+) -> Comparison:
+    """Run experiments with several seeds, beside references that train as much, and judge them.
+
+    configs: as for ``run``; overrides go to each. seeds: runs of each, from its seed upwards;
+    vary_data: each seed also draws who has which data. references: add zero-shot and the majority
+    class, and local-only and centralised training of the same learners. metric: by which methods
+    are ranked; target_accuracy: of it, whose price in megabytes is wanted.
+
+    Returns DataFrames ``runs``, ``summary``, ``differences``, ``curves``, and the ``verdict``. What
+    has run already is taken from its folder. Raises as ``run`` does.
+    """
+    from orchestrator.comparison import compare as compare_sources
+    from orchestrator.lineup import Question
+
+    question = Question(seeds, vary_data, references, metric, target_accuracy)
+    return compare_sources(configs, question, overrides)

@@ -8,10 +8,11 @@ from typing import get_args
 from fl_core.errors import ConfigError, did_you_mean
 from fl_core.federation import FEDERATIONS
 from fl_core.learners import LEARNERS
+from fl_core.wire import CODECS
 from scenarios.data.catalogue import PACKAGED_BACKBONES, PACKAGED_DATASETS
-from scenarios.partition import Partition
+from scenarios.partitions import Partition
 
-KINDS = ("learners", "federations", "scenarios", "backbones", "datasets")
+KINDS = ("learners", "federations", "scenarios", "codecs", "backbones", "datasets")
 ELSEWHERE = {
     "backbones": [
         ("any open_clip name", "with backbone.pretrained: a tag, a file, or random"),
@@ -22,7 +23,7 @@ ELSEWHERE = {
 
 
 def entries(kind: str) -> list[tuple[str, str]]:
-    """(name, line) of every learner, federation, partition of a scenario, backbone or data set."""
+    """(name, line) of every learner, federation, partition, codec, backbone or data set."""
     packaged: list[tuple[str, str]] = []
     match kind:
         case "learners":
@@ -31,6 +32,8 @@ def entries(kind: str) -> list[tuple[str, str]]:
             return [(rule.name, _line(rule, module=True)) for rule in FEDERATIONS]
         case "scenarios":
             return [(f"partition: {p.name}", _line(p)) for p in get_args(Partition)]
+        case "codecs":
+            return [(codec.name, _line(codec)) for codec in CODECS]
         case "backbones":
             packaged = [(name, "packaged; works offline") for name in PACKAGED_BACKBONES]
         case "datasets":

@@ -41,9 +41,11 @@ SERVER, CLIENT = "server/", "client/"
 class RoundRecord:
     """What one committed round did. Round -1 is the state before the first round.
 
-    time_ms: wall clock (Unix, milliseconds) at the commit; metrics: flat, by name;
-    client_metrics: by name, one value per client, None where it has none; changed: see
-    ``ServerState``; tensors_file and sha256 name what stands beside the record.
+    time_ms: wall clock (Unix, milliseconds) at the commit; loads: bytes (up, down) of each client
+    of the cohort, by its number; metrics: flat, by name;
+    client_metrics: by name, one value per client, None where it has none; validation: accuracy on
+    validation rows, by which a round may be chosen; changed: see ``ServerState``; tensors_file and
+    sha256 name what stands beside the record.
     """
 
     round: int
@@ -51,8 +53,10 @@ class RoundRecord:
     accepted: Sequence[int] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
     stateful: Sequence[int] = ()
+    loads: Mapping[str, Sequence[int]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     client_metrics: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    validation: float | None = None
     changed: Mapping[str, int] = field(default_factory=dict)
     tensors_file: str = ""
     sha256: str = ""

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.compare_command import compare
+from orchestrator.data_commands import data
+from orchestrator.sweep_command import plan, resume_sweep, sweep
+
 if TYPE_CHECKING:
     from orchestrator.config import ExperimentConfig
 
-KINDS = ("learners", "federations", "scenarios", "backbones", "datasets")
+KINDS = ("learners", "federations", "scenarios", "codecs", "backbones", "datasets")
 
 
 class _Errors(click.Group):
@@ -67,8 +71,11 @@ def run(files_and_overrides: tuple[str, ...], dry_run: bool, fresh: bool, quiet:
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def resume(run_name: str, overrides: tuple[str, ...], folder: Path, quiet: bool) -> None:
-    """Go on with an interrupted run from its last committed round."""
+    """Go on with an interrupted run or sweep from the last committed rounds."""
     from orchestrator.run import load_run
+
+    if resume_sweep(run_name, overrides, folder, quiet):
+        return
 
     _run([load_run(run_name, folder, overrides)], fresh=False, quiet=quiet)
 
@@ -109,6 +116,12 @@ def doctor(address: str | None) -> None:
 
     if not examine(address):
         raise SystemExit(1)
+
+
+main.add_command(compare)
+main.add_command(data)
+main.add_command(plan)
+main.add_command(sweep)
 
 
 def _is_override(word: str) -> bool:

@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 
 from fl_core import wire
-from fl_core.backbones.clip import load_clip
 from fl_core.errors import FedarenaError
-from fl_core.federation.base import LocalResult
+from fl_core.federation import LocalOnly
+from fl_core.federation.base import LocalResult, as_personal, personal_part
 from fl_core.local import Moment, Problem, Work, blank_lanes, plan_work, stack, train_group
 from fl_core.predict import Scores, score, score_group
-from fl_core.seeds import generator
+from fl_core.seeds import derive
 from fl_core.types import ClientFailure, ClientResult, Outcome, Params
+from orchestrator.encoding import encode, with_fresh_views
 from orchestrator.jobs import (
+    Block,
     EncodeJob,
-    EncodeReply,
     GroupCall,
     GroupReply,
     Job,
+    OwnPart,
     Reply,
     ScorePersonalJob,
     ScoreReply,
@@ -40,8 +39,8 @@ from orchestrator.jobs import (
     TrainJob,
 )
 from orchestrator.memory import keep_freed_memory
-from scenarios.encode import Encoder, Transform, encode_chunk
-from scenarios.features import FeatureStore
+from orchestrator.problem import build_problem, stored_inputs
+from scenarios.targets import HOME
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +56,21 @@ class ClientActor:
             keep_freed_memory()
         self.setup: Setup | None = None
         self._states: dict[int, tuple[int, Params]] = {}
+        self._problems: dict[tuple[str, str | None], Problem] = {}
 
     def configure(self, setup: Setup) -> int:
         """Make this actor ready for an experiment; the same again costs nothing. Returns pid."""
         if self.setup is None or self.setup.key != setup.key:
             torch.set_num_threads(setup.threads)
             self.device = _device(setup.gpu_share)
-            self.problem = build_problem(setup, self.device)
+            self.problem = build_problem(setup, self.device, HOME, setup.learner)
+            self.problem = replace(
+                self.problem, views=stored_inputs(setup, setup.views, self.device)
+            )
+            self._problems = {(HOME, None): self.problem}
             specs = setup.learner.tensors(self.problem.initial)
             self.fresh_state = setup.rule.init_client(self.problem.initial, specs)
-            server = setup.rule.init_server(self.problem.initial, specs)
+            server = setup.rule.init_server(self.problem.initial, specs, len(setup.offsets) - 1)
             self.broadcast_shapes = {
                 n: tuple(t.shape) for n, t in setup.rule.broadcast(server).items()
             }
@@ -86,13 +90,13 @@ class ClientActor:
                 return [self._train(call, job.round, broadcast) for call in job.groups]
             case ScoreSharedJob():
                 params = self._load(message)
-                blocks = [(i, score(self.problem, params, self._rows(r))) for i, r in job.blocks]
-                return [_reply(index, [scores]) for index, scores in blocks]
+                problem = self._problem(job.target, job.reference)
+                return [self._score_block(problem, params, block) for block in job.blocks]
             case ScorePersonalJob():
                 broadcast = self._load(message)
-                return [self._score_own(call, rows, broadcast) for call, rows in job.groups]
+                return [self._score_own(job, part, broadcast) for part in job.parts]
             case EncodeJob():
-                return encode(job)
+                return list(encode(job, _device(job.gpu_share)))
 
     # -- training ----------------------------------------------------------------------------
 
@@ -100,8 +104,13 @@ class ClientActor:
         setup = self._configured()
         moment = Moment(round, setup.rule.rounds, setup.seed)
         shards = [self._shard(client) for client in call.clients]
-        work = plan_work(setup.training, moment, call.clients, shards)
-        states = [self._state(call, lane) for lane in range(len(call.clients))]
+        self._trained_on = self.problem
+        if setup.augmentation.views == "fresh":
+            self._trained_on, shards = with_fresh_views(setup, self.problem, shards, round)
+        num_views = self._trained_on.num_views
+        work = plan_work(setup.training, moment, call.clients, shards, num_views)
+        held = [wire.split_residual(self._state(call, g)) for g in range(len(call.clients))]
+        states, residuals = [own for own, _ in held], [left for _, left in held]
         result, reasons = self._attempts(broadcast, stack(states), work, moment)
         metrics = _by_lane(result.metrics, len(call.clients))
         outcomes: list[Outcome] = []
@@ -110,12 +119,21 @@ class ClientActor:
                 outcomes.append(ClientFailure(client, reasons[lane]))
                 continue
             measured = ClientResult(client, b"", len(shards[lane]), metrics=metrics[lane])
-            outcomes.append(self._with_message(measured, result.update, lane))
+            update = {name: tensor[lane] for name, tensor in result.update.items()}
+            draws = wire.named_draws(setup.seed, round, client)
+            try:
+                message, residuals[lane] = wire.encode_with_feedback(
+                    setup.up, update, residuals[lane], draws
+                )
+                outcomes.append(replace(measured, message=message))
+            except FedarenaError as error:
+                outcomes.append(ClientFailure(client, str(error)))
+        state = {**result.state, **wire.stack_residuals(residuals)}
         for lane, outcome in enumerate(outcomes):
-            if isinstance(outcome, ClientResult) and result.state:
-                own = {name: tensor[lane] for name, tensor in result.state.items()}
+            if isinstance(outcome, ClientResult) and state:
+                own = {name: tensor[lane] for name, tensor in state.items()}
                 self._states[outcome.client] = (round, own)
-        cpu = {name: tensor.cpu().contiguous() for name, tensor in result.state.items()}
+        cpu = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         return GroupReply(call.index, outcomes, save(cpu) if cpu else b"")
 
     def _attempts(
@@ -158,28 +176,44 @@ class ClientActor:
     ) -> LocalResult:
         setup = self._configured()
         return train_group(
-            self.problem, setup.rule, setup.training, broadcast, states, work, moment
+            self._trained_on, setup.rule, setup.training, broadcast, states, work, moment
         )
-
-    def _with_message(self, measured: ClientResult, update: Params, lane: int) -> Outcome:
-        try:
-            own = {name: tensor[lane] for name, tensor in update.items()}
-            return replace(measured, message=wire.encode(self._configured().codec, own))
-        except FedarenaError as error:
-            return ClientFailure(measured.client, str(error))
 
     # -- scoring -----------------------------------------------------------------------------
 
-    def _score_own(
-        self, call: GroupCall, rows: Sequence[np.ndarray], broadcast: Params
-    ) -> ScoreReply:
-        rule = self._configured().rule
-        models = []
-        for lane in range(len(call.clients)):
-            model = rule.personal_model(broadcast, self._state(call, lane))
-            models.append(broadcast if model is None else model)
-        own = [torch.from_numpy(np.array(client_rows)) for client_rows in rows]
-        return _reply(call.index, score_group(self.problem, stack(models), own))
+    def _score_block(self, problem: Problem, params: Params, block: Block) -> ScoreReply:
+        rows = self._tensor(block.rows)
+        candidates = None if block.candidates is None else self._tensor(block.candidates)
+        return _reply(block.index, [score(problem, params, rows, candidates)])
+
+    def _score_own(self, job: ScorePersonalJob, part: OwnPart, broadcast: Params) -> ScoreReply:
+        clients = part.call.clients
+        if job.adapt_steps:
+            models = self._adapted(part, broadcast, job.adapt_steps)
+        else:
+            models = stack([self._own_model(part.call, g, broadcast) for g in range(len(clients))])
+        rows = [torch.from_numpy(np.array(client_rows)) for client_rows in part.rows]
+        candidates = None if part.candidates is None else self._tensor(part.candidates)
+        scores = score_group(self._problem(job.target), models, rows, candidates)
+        return _reply(part.call.index, scores)
+
+    def _own_model(self, call: GroupCall, lane: int, broadcast: Params) -> Params:
+        own, _ = wire.split_residual(self._state(call, lane))
+        model = self._configured().rule.personal_model(broadcast, own)
+        return broadcast if model is None else model
+
+    def _adapted(self, part: OwnPart, broadcast: Params, num_steps: int) -> Params:
+        """The shared model after ``num_steps`` steps on the rows of each client, [G, ...]."""
+        setup = self._configured()
+        rule = LocalOnly(rounds=1)
+        training = replace(setup.training, local_steps=num_steps)
+        start = {n: broadcast.get(n, t) for n, t in self.problem.initial.items()}
+        moment = Moment(0, 1, derive(setup.seed, "adapt"))
+        shards = [torch.from_numpy(np.array(rows)) for rows in part.adapt_on]
+        work = plan_work(training, moment, part.call.clients, shards)
+        states = stack([as_personal(start) for _ in shards])
+        result = train_group(self.problem, rule, training, {}, states, work, moment)
+        return personal_part(result.state)
 
     # -- what is held ------------------------------------------------------------------------
 
@@ -189,7 +223,7 @@ class ClientActor:
         return self.setup
 
     def _decode(self, message: wire.Message) -> Params:
-        codec, sender = self._configured().codec, "the server's broadcast"
+        codec, sender = self._configured().down, "the server's broadcast"
         tensors = wire.decode(codec, message, self.broadcast_shapes, sender)
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
@@ -198,8 +232,17 @@ class ClientActor:
         tensors = load(bytes(message)) if message else {}
         return {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
 
-    def _rows(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(rows)).to(self.device)
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(values)).to(self.device)
+
+    def _problem(self, target: str, reference: str | None = None) -> Problem:
+        """What scoring a target needs, for the experiment's learner or an untrained reference."""
+        key = (target, reference)
+        if key not in self._problems:
+            setup = self._configured()
+            learner = setup.references[reference] if reference else setup.learner
+            self._problems[key] = build_problem(setup, self.device, target, learner)
+        return self._problems[key]
 
     def _shard(self, client: int) -> torch.Tensor:
         setup = self._configured()
@@ -220,46 +263,6 @@ class ClientActor:
                 f"client {client}: asked for its state of round {version}, hold {held}"
             )
         return state
-
-
-def build_problem(setup: Setup, device: torch.device) -> Problem:
-    """Everything the clients share: stored features, labels, and the learner's frozen part."""
-    store = FeatureStore(setup.store)
-    backbone = load_clip(setup.backbone, str(device))
-    frozen = setup.learner.prepare(backbone, setup.task)
-    inputs = {}
-    for kind, key in setup.features.items():
-        values = store.open(key)
-        if values is None:
-            raise RuntimeError(f"the feature store {setup.store} has lost {key.digest}")
-        inputs[kind] = as_tensor(values).to(device)
-    labels = torch.from_numpy(np.array(setup.labels)).to(device)
-    initial = setup.learner.init(frozen, generator(setup.seed, "init"))
-    return Problem(setup.learner, frozen, initial, inputs, labels)
-
-
-def encode(job: EncodeJob) -> list[Reply]:
-    """Features of chunks of images, through the image tower."""
-    torch.set_num_threads(job.threads)
-    encoder, transform = _image_tower(job.backbone, str(_device(job.gpu_share)))
-    return [
-        EncodeReply(index, encode_chunk(job.dataset, rows, encoder, transform, job.batch_size))
-        for index, rows in job.chunks
-    ]
-
-
-@lru_cache(maxsize=1)
-def _image_tower(backbone: Path, device: str) -> tuple[Encoder, Transform]:
-    """Built once per process, not once per chunk of images."""
-    clip = load_clip(backbone, device)
-    return clip.image_encoder(), clip.transform()
-
-
-def as_tensor(values: np.ndarray) -> torch.Tensor:
-    """A read-only memory map as a tensor that shares its pages; nothing here writes to inputs."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)
 
 
 def _device(gpu_share: float) -> torch.device:
@@ -288,6 +291,11 @@ def _by_lane(metrics: Params, num_lanes: int) -> list[dict[str, float]]:
 
 
 def _reply(index: int, scores: Sequence[Scores]) -> ScoreReply:
-    predicted = torch.cat([s.predicted for s in scores]).cpu().to(torch.int32)
-    nll = torch.cat([s.nll for s in scores]).cpu()
-    return ScoreReply(index, predicted.numpy(), nll.numpy())
+    together = Scores(*(torch.cat(part).cpu() for part in zip(*scores, strict=True)))
+    return ScoreReply(
+        index,
+        together.predicted.to(torch.int32).numpy(),
+        together.nll.numpy(),
+        together.confidence.numpy(),
+        together.brier.numpy(),
+    )

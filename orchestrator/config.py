@@ -15,26 +15,107 @@ from fl_core.errors import ConfigError
 from fl_core.federation import AnyFederation, FedAvg
 from fl_core.learners import AnyLearner, CoOp
 from fl_core.local import Training
-from fl_core.wire import FP32, Codec
-from scenarios.population import Scenario
+from fl_core.wire import FP32, Codec, WholeCodec, for_broadcast
+from scenarios.augment import Augmentation
+from scenarios.scenario import Scenario
 
 FORBID = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
+class Link:
+    """The network between the server and a share of the clients.
+
+    fraction: of the clients that have this link. up_mbps, down_mbps: 10^6 bits per second, from
+    and to the client; latency_s: before the first bit of each message arrives.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+    up_mbps: float = 10.0
+    down_mbps: float = 50.0
+    latency_s: float = 0.05
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, up_mbps="> 0", down_mbps="> 0", latency_s=">= 0", fraction="above 0 to 1"
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may send; a round begins only if all of its messages fit. None: no limit.
+
+    megabytes: 10^6 bytes, headers included, of what goes ``up``, ``down`` or both ways
+    (``direction``), for each client or for all together in ``total`` (``per``). seconds: that the
+    rounds' messages take on the declared links.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+    megabytes: float | None = None
+    direction: Literal["up", "down", "both"] = "both"
+    per: Literal["total", "client"] = "total"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, megabytes="> 0", seconds="> 0")
+
+
+@dataclass(frozen=True)
 class Communication:
-    """How updates and broadcasts are turned into bytes."""
+    """How updates and broadcasts are turned into bytes, and how many there may be.
+
+    codec: of both directions; up, down: of one, in its place. With ``top_k`` as ``codec`` the
+    broadcast goes whole, in the codec of top_k's values. links: the networks of the clients, whose
+    fractions sum to 1; empty where none is declared. max_update_norm: L2 norm over all tensors of
+    an update above which the server drops it.
+    """
 
     __pydantic_config__: ClassVar = FORBID
     codec: Codec = field(default_factory=FP32)
+    up: Codec | None = None
+    down: WholeCodec | None = None
+    budget: Budget = field(default_factory=Budget)
+    links: tuple[Link, ...] = ()
+    max_update_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        faults = []
+        try:
+            check_fields(self, max_update_norm="> 0")
+        except ConfigError as error:
+            faults += error.faults
+        shares = sum(link.fraction for link in self.links)
+        if self.links and abs(shares - 1) > 1e-9:
+            faults.append(f"links have fractions that sum to {shares:g}; they must sum to 1.")
+        if self.budget.seconds is not None and not self.links:
+            faults.append(
+                f"budget.seconds = {self.budget.seconds:g} is not allowed without links: say how "
+                "fast they are, e.g. communication.links=[{up_mbps: 10, down_mbps: 50}]."
+            )
+        if faults:
+            raise ConfigError(faults)
+
+    @property
+    def uplink(self) -> Codec:
+        return self.codec if self.up is None else self.up
+
+    @property
+    def downlink(self) -> WholeCodec:
+        return for_broadcast(self.codec) if self.down is None else self.down
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When models are scored: after every so many rounds (0: none), and always after the last."""
+    """When models are scored: after every so many rounds (0: none), and always after the last.
+
+    references: score zero-shot (one template, and the ensemble of all) and the majority class too,
+    once, before the first round.
+    """
 
     __pydantic_config__: ClassVar = FORBID
     every: int = 1
+    references: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self, every=">= 0")
@@ -99,6 +180,7 @@ class ExperimentConfig:
     """One experiment: who has which data, what is trained, how rounds go, at which price.
 
     name: of the run's folder and of its MLflow run; made up from the parts where it is None.
+    augmentation: what a training step sees of an image.
     seed: of training (cohorts, batches, initial values); the data have ``scenario.seed``.
     folder: where run folders are made. store: where what is computed once is kept.
     """
@@ -111,6 +193,7 @@ class ExperimentConfig:
     learner: AnyLearner = field(default_factory=CoOp)
     federation: AnyFederation = field(default_factory=FedAvg)
     training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     communication: Communication = field(default_factory=Communication)
     evaluation: Evaluation = field(default_factory=Evaluation)
     resources: Resources = field(default_factory=Resources)

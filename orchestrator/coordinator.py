@@ -7,17 +7,17 @@ costs nothing but the round that was under way.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 from safetensors.torch import load
 
 from fl_core.errors import FedarenaError
 from fl_core.local import check_pair
-from fl_core.round import RoundPlan, RoundResult, Setting, plan_round, run_round
-from fl_core.seeds import generator
+from fl_core.round import RoundPlan, RoundResult, Standing, run_round
 from fl_core.types import ClientResult, Outcome, ServerState
+from fl_core.wire import shapes_of
+from orchestrator.budget import Spent, next_round
 from orchestrator.checkpoint import RoundRecord, RunStore
 from orchestrator.events import Committed, Event, Finished, Started
 from orchestrator.executors import Executor
@@ -25,7 +25,9 @@ from orchestrator.experiment import Experiment, compute_features
 from orchestrator.jobs import GroupReply, Job, TrainJob
 from orchestrator.ledger import Ledger
 from orchestrator.placement import Placement
+from orchestrator.plan import outline
 from orchestrator.scoring import Scorer
+from scenarios.evaluate import Metrics
 
 
 class Coordinator:
@@ -35,7 +37,9 @@ class Coordinator:
         config = experiment.config
         check_pair(config.learner, config.federation, config.training)
         self.experiment, self.executor, self.store = experiment, executor, store
-        self.rule, self.evaluation = config.federation, config.evaluation
+        self.outline = outline(experiment)
+        self.setting, self.evaluation = self.outline.setting, config.evaluation
+        self.rule = self.setting.rule
         self.ledger = Ledger(store)
         self.placement = Placement(executor.num_slots)
         self.scorer = Scorer(experiment, executor, self.placement, self.ledger)
@@ -46,10 +50,9 @@ class Coordinator:
         server = self._begin()
         yield self._started(server)
         if not self.ledger.num_records:
-            yield self._commit(RoundResult(server, (), ()), {})
-        while server.round < self.rounds:
+            yield self._commit(RoundResult(server, (), ()), {}, self._references())
+        while (plan := self.coming) is not None:
             began = time.perf_counter()
-            plan = plan_round(self.setting, server.round, self.clients)
             result = run_round(self.setting, server, plan, self.ledger.last_seen, self._execute)
             if not result.accepted:
                 raise FedarenaError(_nobody_left(plan, result))
@@ -59,20 +62,21 @@ class Coordinator:
 
     def _begin(self) -> ServerState:
         """Make the actors ready. Returns the last committed state, or the initial one."""
-        setup = self.experiment.setup()
-        self.executor.configure(setup)
-        frozen = setup.learner.prepare(self.experiment.backbone, setup.task)
-        initial = setup.learner.init(frozen, generator(setup.seed, "init"))
-        specs = setup.learner.tensors(initial)
-        group_size = self.experiment.config.resources.group_size
-        assert isinstance(group_size, int)  # resolved before the run
-        self.setting = Setting(self.rule, setup.codec, specs, setup.seed, group_size)
-        self.rounds = self.rule.rounds if initial else 0
-        self.clients = np.flatnonzero(
-            np.diff(setup.offsets)
-        ).tolist()  # those with data to train on
-        self.fresh_state = self.rule.init_client(initial, specs)
-        return self.ledger.recover() or self.rule.init_server(initial, specs)
+        self.executor.configure(replace(self.experiment.setup(), rule=self.rule))
+        self.fresh_state = self.rule.init_client(self.outline.initial, self.setting.specs)
+        server = self.ledger.recover() or self.outline.server
+        self.coming = self._next_round(server, self.ledger.last_seen, self.ledger.spent)
+        return server
+
+    def _next_round(
+        self, server: ServerState, last_seen: Mapping[int, int], spent: Spent
+    ) -> RoundPlan | None:
+        """The plan of the coming round; None where the run ends before it."""
+        if server.round >= self.outline.max_rounds:
+            return None
+        shapes = shapes_of(self.rule.broadcast(server))
+        standing = Standing(server.round, shapes, server.changed, last_seen)
+        return next_round(self.setting, self.outline.purse, standing, spent, self.outline.clients)
 
     def _execute(self, plan: RoundPlan, message: bytes) -> Iterator[tuple[int, Sequence[Outcome]]]:
         """Run a plan's groups on the slots, one call per slot."""
@@ -94,44 +98,85 @@ class Coordinator:
                     self.placement.note(slot, plan.groups[reply.index], plan.round)
                 yield reply.index, _with_states(reply)
 
-    def _commit(self, result: RoundResult, times: dict[str, float]) -> Committed:
-        """Score the new state where that is due, and make the round durable."""
+    def _references(self) -> Metrics:
+        """What untrained models reach, to compare every round with; measured before the first."""
+        if not self.evaluation.references:
+            return Metrics()
+        references = self.scorer.references(tuple(self.experiment.references))
+        self.ledger.reference = RoundRecord(
+            -1, 0, metrics=references.flat, client_metrics=references.by_client
+        )
+        return references
+
+    def _commit(
+        self, result: RoundResult, times: dict[str, float], references: Metrics | None = None
+    ) -> Committed:
+        """Score the new state where that is due, and make the round durable.
+
+        references: what is measured once and kept with the first record.
+        """
         server, metrics = result.server, {**result.metrics, **times}
         self.ledger.stage(server.round - 1, result.states)
-        metrics |= {f"comm/{name}": float(value) for name, value in vars(result.traffic).items()}
+        metrics |= self._account(result)
         metrics["clients/failed"] = float(len(result.failures))
         record = RoundRecord(
             round=server.round - 1,
             time_ms=0,
             accepted=result.accepted,
             failures={str(f.client): f.reason for f in result.failures},
+            loads={str(client): load for client, load in result.loads.items()},
             metrics=metrics,
         )
         if self._is_due(server.round):
             began = time.perf_counter()
             scores = self.scorer.score(server, self.fresh_state)
             metrics |= {**scores.flat, "time/eval_s": time.perf_counter() - began}
-            record = replace(record, metrics=metrics, client_metrics=scores.by_client)
+            validation = scores.validation.accuracy if scores.validation else None
+            record = replace(
+                record, metrics=metrics, client_metrics=scores.by_client, validation=validation
+            )
+        if references is not None:
+            record = replace(
+                record,
+                metrics={**metrics, **references.flat},
+                client_metrics={**record.client_metrics, **references.by_client},
+            )
         record = replace(record, time_ms=time.time_ns() // 1_000_000)
         return Committed(self.store.folder.name, self.ledger.commit(record, server))
 
+    def _account(self, result: RoundResult) -> dict[str, float]:
+        """What a round cost and what that leaves; decides on the round that comes next."""
+        purse, round = self.outline.purse, result.server.round - 1
+        seconds = purse.seconds(result.loads)
+        spent, last_seen = self.ledger.spent, self.ledger.last_seen
+        if purse.is_limited:  # else nothing depends on them, and they grow with the population
+            spent = spent.plus(result.loads, seconds)
+            last_seen = {**last_seen, **dict.fromkeys(result.accepted, round)}
+        self.coming = self._next_round(result.server, last_seen, spent)
+        metrics = {f"comm/{name}": float(value) for name, value in vars(result.traffic).items()}
+        if purse.links:
+            metrics["time/link_s"] = seconds
+        return metrics | purse.left(spent)
+
     def _is_due(self, num_rounds: int) -> bool:
+        """Whether the state after so many rounds is scored: now and then, and at the end."""
         every = self.evaluation.every
-        return num_rounds == self.rounds or (every > 0 and num_rounds % every == 0)
+        return self.coming is None or (every > 0 and num_rounds % every == 0)
 
     def _started(self, server: ServerState) -> Started:
         population, broadcast = self.experiment.population, self.rule.broadcast(server)
         facts: dict[str, str | int | float] = {
             "num_actors": self.executor.num_slots,
             "num_clients": population.num_clients,
-            "num_train": int(population.num_examples.sum()),
+            "num_train": int(self.experiment.training_population.num_examples.sum()),
             "num_test": len(population.global_test),
             "population_hash": population.hash,
             "backbone_hash": self.experiment.backbone.weights_hash,
             "shared_floats": sum(tensor.numel() for tensor in broadcast.values()),
         }
         folder = self.store.folder
-        return Started(folder.name, folder, self.rounds, server.round, facts)
+        rounds = self.outline.expected_rounds
+        return Started(folder.name, folder, rounds, server.round, facts)
 
 
 def _with_states(reply: GroupReply) -> list[Outcome]:

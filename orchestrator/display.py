@@ -56,15 +56,14 @@ class Watcher:
         self.live = console.is_terminal and not quiet
         self.plain = not console.is_terminal and not quiet
         self.progress = Progress(*columns, console=console, disable=not self.live)
-        self._tasks: dict[str, TaskID] = {}
-        self._configs = configs
+        self._tasks: list[TaskID] = []
+        self._configs, self._labels = configs, _distinct_labels(configs)
 
     def __enter__(self) -> Watcher:
         self.progress.start()
-        for config in self._configs:
-            self._tasks[_label(config)] = self.progress.add_task(
-                _label(config), total=None, start=False, note="waiting"
-            )
+        for label in self._labels:
+            task = self.progress.add_task(label, total=None, start=False, note="waiting")
+            self._tasks.append(task)
         return self
 
     def __exit__(
@@ -76,8 +75,8 @@ class Watcher:
         self.progress.stop()
 
     def on_event(self, config: ExperimentConfig, event: events.Event) -> None:
-        label = _label(config)
-        task = self._tasks[label]
+        position = self._configs.index(config)
+        label, task = self._labels[position], self._tasks[position]
         match event:
             case events.Progress(stage, done, total):
                 if not done:
@@ -91,12 +90,16 @@ class Watcher:
                 )
             case events.Committed(record=record):
                 self.progress.update(task, completed=record.round + 1, note=_scores(record.metrics))
-                if self.plain and _is_milestone(record.round + 1, config.federation.rounds):
+                if self.plain and self._is_milestone(task, record.round + 1):
                     console.print(f"{label}: round {record.round + 1}  {_scores(record.metrics)}")
             case events.Finished():
                 end = self.progress.tasks[task].total or 1
                 self.progress.update(task, completed=end, total=end)
                 self.progress.stop_task(task)
+
+    def _is_milestone(self, task: TaskID, done: int) -> bool:
+        total = int(self.progress.tasks[task].total or 1)  # what a budget admits, where one is set
+        return done in (0, total) or done % max(1, total // 5) == 0
 
 
 def show_results(configs: Sequence[ExperimentConfig], results: Sequence[Result]) -> None:
@@ -149,6 +152,17 @@ def _label(config: ExperimentConfig) -> str:
     return config.name or to_dict(config)["learner"]["name"]
 
 
+def _distinct_labels(configs: Sequence[ExperimentConfig]) -> list[str]:
+    """Names of runs; where several share one, with their seeds."""
+    labels = [_label(config) for config in configs]
+    return [
+        f"{label} seed {config.seed}"
+        if labels.count(label) > 1 and not label.endswith(f"-s{config.seed}")
+        else label
+        for label, config in zip(labels, configs, strict=True)
+    ]
+
+
 def _shown(path: Path) -> str:
     """A path as one would type it here."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -161,10 +175,6 @@ def _scores(metrics: dict[str, float] | object) -> str:
         if name in values:
             parts.append(f"{label} {100 * values[name]:.1f} %")
     return "  ".join(parts) or "training"
-
-
-def _is_milestone(done: int, total: int) -> bool:
-    return done in (0, total) or done % max(1, total // 5) == 0
 
 
 def _cells(summary: dict[str, float]) -> list[str]:
@@ -186,13 +196,20 @@ def _cells(summary: dict[str, float]) -> list[str]:
 
 
 PLAN_ROWS: dict[str, Callable[[Plan], str]] = {
-    "rounds": lambda plan: str(plan.rounds),
+    "rounds": lambda plan: (
+        str(plan.rounds)
+        if plan.rounds == plan.asked_rounds
+        else f"{plan.rounds} of {plan.asked_rounds} (budget)"
+    ),
     "clients per round": lambda plan: str(plan.cohort),
     "clients per group": lambda plan: str(plan.group_size),
     "training examples": lambda plan: f"{plan.num_train:,}",
     "test examples": lambda plan: f"{plan.num_test:,}",
     "shared floats": lambda plan: f"{plan.shared_floats:,}",
-    "KB per round, up and down": lambda plan: f"{plan.round_bytes / 1e3:.1f}",
+    "KB per round, up": lambda plan: f"{plan.round_up_bytes / 1e3:.1f}",
+    "KB per round, down": lambda plan: f"{plan.round_down_bytes / 1e3:.1f}",
     "MB in all": lambda plan: f"{plan.total_bytes / 1e6:.2f}",
+    "seconds on the links": lambda plan: "–" if plan.link_s is None else f"{plan.link_s:.1f}",
+    "one run answers all budgets": lambda plan: "yes" if plan.one_run_answers else "no",
     "state": lambda plan: plan.state,
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,41 +12,77 @@ import numpy as np
 import torch
 
 from fl_core.backbones.clip import Clip, load_clip, prepare_clip
+from fl_core.errors import ConfigError
+from fl_core.learners import Learner, ZeroShot
 from fl_core.types import Task
 from fl_core.wire import FP32
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Progress
 from orchestrator.executors import Call, Executor
-from orchestrator.jobs import EncodeJob, EncodeReply, Setup
+from orchestrator.jobs import EncodeJob, EncodeReply, Setup, TargetData
 from orchestrator.loading import config_hash
+from scenarios.augment import Augmentation
 from scenarios.data.catalogue import PACKAGED_BACKBONES, check_overlap, load_dataset
 from scenarios.data.dataset import Dataset
 from scenarios.encode import chunk_rows
 from scenarios.features import FeatureKey, FeatureStore
-from scenarios.population import Population, build_population
+from scenarios.population import Population
+from scenarios.scenario import build_population, build_targets
+from scenarios.targets import Target, refuse_overlap
 
 ENCODE_BATCH = 64
 """Images per pass through the image tower; part of the features' key."""
 
 
-OUTPUTS: dict[str, Literal["global", "patches"]] = {"features": "global"}
+OUTPUTS: dict[str, Literal["global", "patches", "tokens"]] = {
+    "features": "global",
+    "patches": "patches",
+    "tokens": "tokens",
+}
 """What the image tower has to put out for each kind of input that a learner may ask for."""
+
+
+REFERENCES: Mapping[str, Learner] = {
+    "zero_shot": ZeroShot(),
+    "zero_shot_ensemble": ZeroShot(ensemble=True),
+}
+"""Untrained learners that every run is compared with."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that does not change while an experiment runs."""
+    """Everything that does not change while an experiment runs.
+
+    datasets, features: by the data set's name in the config; features by kind of input within.
+    targets: what is scored, ``home`` first. views: of the training images, by kind of input.
+    """
 
     config: ExperimentConfig
-    dataset: Dataset
+    datasets: Mapping[str, Dataset]
     population: Population
+    targets: Sequence[Target]
     backbone: Clip
-    features: dict[str, FeatureKey]
+    features: Mapping[str, Mapping[str, FeatureKey]]
+    views: Mapping[str, FeatureKey] = field(default_factory=dict)
+
+    @property
+    def _is_fresh(self) -> bool:
+        return self.config.augmentation.views == "fresh"
+
+    @property
+    def references(self) -> Mapping[str, Learner]:
+        return REFERENCES if self.config.evaluation.references else {}
+
+    @property
+    def all_features(self) -> list[FeatureKey]:
+        stored = [key for keys in self.features.values() for key in keys.values()]
+        return [*stored, *self.views.values()]
 
     @property
     def training_population(self) -> Population:
         """Who trains: the clients, or for a pooled rule the one that holds everything."""
-        return self.population.pooled() if self.config.federation.pooled else self.population
+        trained = self.population.participants()
+        return trained.pooled() if self.config.federation.pooled else trained
 
     def setup(self) -> Setup:
         """What the client actors have to know."""
@@ -55,32 +92,74 @@ class Experiment:
             learner=config.learner,
             rule=config.federation,
             training=config.training,
-            codec=config.communication.codec if config.federation.communicates else FP32(),
-            task=Task(self.dataset.classes, self.dataset.templates),
+            up=config.communication.uplink if config.federation.communicates else FP32(),
+            down=config.communication.downlink if config.federation.communicates else FP32(),
             seed=config.seed,
             threads=config.resources.threads,
             gpu_share=config.resources.slice.gpus,
             retries=config.resources.retries,
             backbone=self.backbone.folder,
             store=config.store,
-            features=self.features,
-            labels=self.dataset.labels,
+            targets={target.name: self._data(target) for target in self.targets},
+            references=self.references,
+            augmentation=config.augmentation,
+            views=self.views,
+            dataset=self.datasets[config.scenario.dataset] if self._is_fresh else None,
             offsets=train.offsets,
             rows=train.rows,
         )
 
+    def _data(self, target: Target) -> TargetData:
+        task = Task(target.classes, target.templates)
+        return TargetData(task, self.features[target.dataset], target.labels)
+
 
 def prepare_experiment(config: ExperimentConfig) -> Experiment:
     """Load the data, deal it out, and prepare the backbone; computes no features yet."""
-    dataset = load_dataset(config.scenario.dataset)
-    check_overlap(dataset, config.backbone.model)
-    population = build_population(config.scenario, dataset)
+    scenario, datasets = config.scenario, {}
+
+    def load(spec: str) -> Dataset:
+        if spec not in datasets:
+            datasets[spec] = load_dataset(spec, config.store / "hashes")
+            check_overlap(datasets[spec], config.backbone.model)
+        return datasets[spec]
+
+    dataset = load(scenario.dataset)
+    population = build_population(scenario, dataset)
+    targets = build_targets(scenario, dataset, population, load)
+    refuse_overlap(dataset, population, [(t, datasets[t.dataset]) for t in targets[1:]])
     folder = prepare_clip(config.backbone, config.store / "backbones", PACKAGED_BACKBONES)
     backbone = load_clip(folder)
+    _check_inputs(config, backbone)
     features = {
-        kind: feature_key(config, dataset, backbone, kind) for kind in config.learner.inputs
+        spec: {kind: feature_key(config, data, backbone, kind) for kind in _kinds(config)}
+        for spec, data in datasets.items()
     }
-    return Experiment(config, dataset, population, backbone, features)
+    views = {
+        kind: replace(key, transform=f"{key.transform}; {config.augmentation}")
+        for kind, key in features[scenario.dataset].items()
+        if config.augmentation.num_stored and kind in config.learner.inputs
+    }
+    return Experiment(config, datasets, population, targets, backbone, features, views)
+
+
+def _check_inputs(config: ExperimentConfig, backbone: Clip) -> None:
+    """Refuse, before anything is computed, a learner whose inputs the image tower has not."""
+    learner, model = config.learner, config.backbone.model
+    for kind in learner.inputs:
+        try:
+            backbone.encoder(kind)
+        except ConfigError as error:
+            raise ConfigError(
+                f"learner={learner.name} reads {kind}, which backbone.model={model} does not "
+                f"give: {error}"
+            ) from None
+
+
+def _kinds(config: ExperimentConfig) -> list[str]:
+    """The kinds of inputs that the learner and the references read."""
+    learners = [config.learner, *(REFERENCES.values() if config.evaluation.references else ())]
+    return sorted({kind for learner in learners for kind in learner.inputs})
 
 
 def feature_key(
@@ -101,36 +180,60 @@ def feature_key(
 
 def compute_features(experiment: Experiment, executor: Executor) -> Iterator[Progress]:
     """Fill the feature store where it lacks something, on all slots; tells how far it is."""
-    for key in experiment.features.values():
-        store = FeatureStore(experiment.config.store)
+    store = FeatureStore(experiment.config.store)
+    home, augmentation = experiment.config.scenario.dataset, experiment.config.augmentation
+    wanted = [
+        (experiment.datasets[spec], kind, key, Augmentation())
+        for spec, keys in experiment.features.items()
+        for kind, key in keys.items()
+    ]
+    wanted += [
+        (experiment.datasets[home], kind, key, augmentation)
+        for kind, key in experiment.views.items()
+    ]
+    for dataset, kind, key, shown in wanted:
         if store.open(key) is not None:
             continue
-        chunks = chunk_rows(np.arange(len(experiment.dataset)), ENCODE_BATCH)
-        yield Progress("image features", 0, len(chunks))
+        what = f"{'views' if shown.num_stored else kind} of {dataset.name}"
+        chunks = chunk_rows(np.arange(len(dataset)), ENCODE_BATCH)
+        yield Progress(what, 0, len(chunks))
         done: list[np.ndarray] = []
-        for features in _encoded(experiment, executor, chunks):
+        make = partial(_encode_job, experiment, dataset, kind, shown)
+        for features in _encoded(executor, chunks, make):
             done.append(features)
-            yield Progress("image features", len(done), len(chunks))
-        store.write(key, iter(done), (len(experiment.dataset), *done[0].shape[1:]))
+            yield Progress(what, len(done), len(chunks))
+        store.write(key, iter(done), (len(dataset), *done[0].shape[1:]))
+
+
+def _encode_job(
+    experiment: Experiment,
+    dataset: Dataset,
+    kind: str,
+    augmentation: Augmentation,
+    chunk: tuple[int, np.ndarray],
+) -> EncodeJob:
+    resources = experiment.config.resources
+    return EncodeJob(
+        kind=kind,
+        augmentation=augmentation,
+        dataset=dataset,
+        backbone=experiment.backbone.folder,
+        chunks=(chunk,),
+        batch_size=ENCODE_BATCH,
+        threads=resources.threads,
+        gpu_share=resources.slice.gpus,
+    )
 
 
 def _encoded(
-    experiment: Experiment, executor: Executor, chunks: list[np.ndarray]
+    executor: Executor,
+    chunks: list[np.ndarray],
+    make: Callable[[tuple[int, np.ndarray]], EncodeJob],
 ) -> Iterator[np.ndarray]:
     """Features chunk by chunk, in order, computed by all slots at once."""
-    resources = experiment.config.resources
-
-    def make(index: int) -> Callable[[bool], EncodeJob]:
-        return lambda cold: EncodeJob(
-            dataset=experiment.dataset,
-            backbone=experiment.backbone.folder,
-            chunks=((index, chunks[index]),),
-            batch_size=ENCODE_BATCH,
-            threads=resources.threads,
-            gpu_share=resources.slice.gpus,
-        )
-
-    calls = [Call(i % executor.num_slots, make(i)) for i in range(len(chunks))]
+    jobs = [make((index, rows)) for index, rows in enumerate(chunks)]
+    slots = executor.num_slots
+    calls = [Call(i % slots, lambda cold, job=job: job) for i, job in enumerate(jobs)]  # type: ignore[misc]
     waiting: dict[int, np.ndarray] = {}
     due = 0
     for _, replies in executor.run(calls):

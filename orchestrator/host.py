@@ -38,8 +38,9 @@ class CoordinatorHost:
                 return
             executor = self._executor_for(config, slices)  # its actors start while data are loaded
             experiment = prepare_experiment(config)
+            coordinator = Coordinator(experiment, executor, store)  # refuses what cannot run
             _write_description(store, experiment)
-            yield from Coordinator(experiment, executor, store).run()
+            yield from coordinator.run()
             store.write_text("DONE", "")
 
     def pid(self) -> int:
@@ -63,17 +64,21 @@ class CoordinatorHost:
 
 def num_slots(config: ExperimentConfig) -> int:
     """How many actors an experiment gets; ResourceError where the cluster cannot hold them."""
+    nodes, bundle = cluster_nodes(), slice_bundle(**vars(config.resources.slice))
+    wanted = wanted_slots(config, count_slices(nodes, bundle))
+    check_placement(wanted, nodes, bundle)
+    return wanted
+
+
+def wanted_slots(config: ExperimentConfig, available: int) -> int:
+    """How many actors an experiment makes use of, with so many slices to choose from."""
     resources, num_clients = config.resources, config.scenario.num_clients
-    nodes, bundle = cluster_nodes(), slice_bundle(**vars(resources.slice))
     assert isinstance(resources.group_size, int)  # resolved before the run
-    available = count_slices(nodes, bundle)
     if num_clients is None:  # only the data know: enough to fill every slice
         num_clients = config.federation.clients_per_round or available * resources.group_size
     cohort = min(config.federation.clients_per_round or num_clients, num_clients)
     num_groups = math.ceil(cohort / resources.group_size)
-    wanted = choose_num_slots(resources.clients_per_actor, num_clients, num_groups, available)
-    check_placement(wanted, nodes, bundle)
-    return wanted
+    return choose_num_slots(resources.clients_per_actor, num_clients, num_groups, available)
 
 
 def _write_description(store: RunStore, experiment: Experiment) -> None:

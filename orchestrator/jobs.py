@@ -16,40 +16,65 @@ from fl_core.federation import Federation
 from fl_core.learners import Learner
 from fl_core.local import Training
 from fl_core.types import ClientResult, Outcome, Task
+from scenarios.augment import Augmentation
 from scenarios.data.dataset import Dataset
 from scenarios.features import FeatureKey
+from scenarios.targets import HOME
 
 Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 SHARED_FROM_BYTES = 64 * 1024
 """Size from which a message is worth a place of its own in Ray's shared memory."""
 
 
 @dataclass(frozen=True)
+class TargetData:
+    """Examples and what they are told apart by.
+
+    features: where in the feature store each kind of input lies; labels int64 [N].
+    """
+
+    task: Task
+    features: Mapping[str, FeatureKey]
+    labels: Rows
+
+
+@dataclass(frozen=True)
 class Setup:
     """All that an actor needs to know of an experiment. ``key`` names its content.
 
-    backbone: folder of the prepared backbone. features: where in the feature store ``store`` each
-    kind of input lies. labels [N] and the clients' training rows (client k holds
-    ``rows[offsets[k]:offsets[k + 1]]``) are shared read-only by all actors of a node.
+    backbone: folder of the prepared backbone. store: the folder of the feature store. targets: what
+    is scored, by name; ``home`` is what is trained on too. references: untrained learners to
+    compare with. views: where stored views of the training images lie, by kind of input; dataset:
+    the images, where new views are made in every round. The clients' training rows (client k holds
+    ``rows[offsets[k]:offsets[k + 1]]``), like all arrays here, are shared read-only by all actors
+    of a node.
     """
 
     key: str
     learner: Learner
     rule: Federation
     training: Training
-    codec: wire.Codec
-    task: Task
+    up: wire.Codec
+    down: wire.WholeCodec
     seed: int
     threads: int
     gpu_share: float
     retries: int
     backbone: Path
     store: Path
-    features: Mapping[str, FeatureKey]
-    labels: Rows
+    targets: Mapping[str, TargetData]
+    references: Mapping[str, Learner]
+    augmentation: Augmentation
+    views: Mapping[str, FeatureKey]
+    dataset: Dataset | None
     offsets: Rows
     rows: Rows
+
+    @property
+    def home(self) -> TargetData:
+        return self.targets[HOME]
 
 
 @dataclass(frozen=True)
@@ -105,17 +130,46 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
-class ScoreSharedJob:
-    """Score blocks of rows with the shared model."""
+class Block:
+    """Rows to score, and the classes [n, C] that each is chosen from (None: all)."""
 
-    blocks: tuple[tuple[int, Rows], ...]
+    index: int
+    rows: Rows
+    candidates: Bools | None = None
+
+
+@dataclass(frozen=True)
+class ScoreSharedJob:
+    """Score blocks of a target's rows with the shared model, or with a reference."""
+
+    target: str
+    blocks: tuple[Block, ...]
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """A group of clients, the rows that each scores, and the classes [G, C] it chooses from.
+
+    adapt_on: the rows that each client's model is trained on before, where the job says so.
+    """
+
+    call: GroupCall
+    rows: tuple[Rows, ...]
+    candidates: Bools | None = None
+    adapt_on: tuple[Rows, ...] = ()
 
 
 @dataclass(frozen=True)
 class ScorePersonalJob:
-    """Score each client's own rows with its own model."""
+    """Score clients' rows of a target, each with its own model.
 
-    groups: tuple[tuple[GroupCall, tuple[Rows, ...]], ...]
+    adapt_steps: where above 0, with the shared model after so many steps on the rows of the part.
+    """
+
+    target: str
+    parts: tuple[OwnPart, ...]
+    adapt_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,12 +179,19 @@ class ScoreReply:
     index: int
     predicted: npt.NDArray[np.int32]
     nll: npt.NDArray[np.float32]
+    confidence: npt.NDArray[np.float32]
+    brier: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Compute the features of some chunks of images; needs no ``configure`` before."""
+    """Compute one kind of features of some chunks of images; needs no ``configure`` before.
 
+    augmentation: with stored views the features are [rows, V, ...], else [rows, ...].
+    """
+
+    kind: str
+    augmentation: Augmentation
     dataset: Dataset
     backbone: Path
     chunks: tuple[tuple[int, Rows], ...]

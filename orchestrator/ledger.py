@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from fl_core.errors import StateError
+from fl_core.round import Load
 from fl_core.types import Params, ServerState
+from orchestrator.budget import Spent
 from orchestrator.checkpoint import RoundRecord, RunStore
-from scenarios.evaluate import SELECTION_METRIC, choose_round
+from scenarios.evaluate import ValidationScore, choose_round
 
 
 class Ledger:
@@ -22,11 +24,19 @@ class Ledger:
         self.num_records = 0
         self.last_seen: dict[int, int] = {}
         self.versions: dict[int, int] = {}
+        self._loads: dict[int, Load] = {}
+        self._link_s = 0.0
         self._staged_round = -1
         self._staged: Mapping[int, Params] = {}
-        self._validation: dict[int, float] = {}
+        self.reference = RoundRecord(-1, 0)
+        self._validation: dict[int, ValidationScore] = {}
         self._on_disk: set[int] = set()
         self._superseded: set[int] = set()
+
+    @property
+    def spent(self) -> Spent:
+        """What the committed rounds have cost; good until the next commit."""
+        return Spent(self._loads, self._link_s)
 
     def recover(self) -> ServerState | None:
         """Read all committed rounds; the state after the last one whose tensors are whole.
@@ -91,8 +101,14 @@ class Ledger:
         self.num_records += 1
         self.last_seen |= dict.fromkeys(record.accepted, record.round)
         self.versions |= dict.fromkeys(record.stateful, record.round)
-        if SELECTION_METRIC in record.metrics:
-            self._validation[record.round] = record.metrics[SELECTION_METRIC]
+        for client, load in record.loads.items():
+            before = self._loads.get(int(client), Load())
+            self._loads[int(client)] = Load(before.up + load[0], before.down + load[1])
+        self._link_s += record.metrics.get("time/link_s", 0.0)
+        if record.round < 0:
+            self.reference = record
+        if record.validation is not None:
+            self._validation[record.round] = ValidationScore(record.validation)
 
     def _needed(self, last: int) -> set[int]:
         """Rounds whose tensors a resume, an export or a client's state still refers to."""

@@ -156,7 +156,7 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
             yield ("learner", "federation", "training"), fault
     if federation.clients_per_round is not None:
         cohort, held = federation.clients_per_round, config.scenario.num_clients
-        if cohort > held:
+        if held is not None and cohort > held:
             yield (
                 ("federation.clients_per_round", "scenario.num_clients"),
                 f"federation.clients_per_round = {cohort} is not allowed: it must be at most "
@@ -186,6 +186,8 @@ def _group_size(config: ExperimentConfig) -> int:
     if federation.pooled or resources.clients_per_actor == 1:
         return 1
     cohort = federation.clients_per_round or config.scenario.num_clients
+    if cohort is None:  # only the data know how many clients there are
+        return MAX_GROUP_SIZE
     return min(MAX_GROUP_SIZE, max(1, math.ceil(cohort / 4)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from safetensors.torch import save
 
@@ -55,3 +55,11 @@ class Placement:
         for client, version in missing.items():
             self._holders[client] = (slot, version)
         return GroupCall(index, tuple(versions), tuple(versions.values()), states)
+
+    def lend(
+        self, index: int, group: Sequence[int], state: Params, borrowers: Collection[int]
+    ) -> GroupCall:
+        """The call for a group in which ``borrowers``, who have no state, use that of another."""
+        lent = save(state)
+        states = {client: lent for client in group if client in borrowers}
+        return GroupCall(index, tuple(group), (-1,) * len(group), states)

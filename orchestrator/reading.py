@@ -72,8 +72,7 @@ class Reader:
         for name, field in known.items():
             at = prefix + name
             if name in raw:
-                reading = self.section if field.kinds else self._value
-                values[name] = reading(field, raw[name], at)
+                values[name] = self._field(field, raw[name], at)
             elif field.required:
                 values[name] = self.note(at, f"{at} is missing: {_allowed(field.hint)}.")
         if any(value is _BAD and known[name].required for name, value in values.items()):
@@ -88,6 +87,14 @@ class Reader:
                 else:
                     self.note(path, f"{path}: {line}" if path else line)
             return _BAD
+
+    def _field(self, slot: Slot, raw: Any, path: str) -> Any:
+        if not slot.many:
+            return self.section(slot, raw, path) if slot.kinds else self._value(slot, raw, path)
+        if not isinstance(raw, list):
+            return self.refuse(path, raw, "a list of mappings, each with the settings of one.")
+        items = [self.section(slot, item, f"{path}[{i}]") for i, item in enumerate(raw)]
+        return _BAD if any(item is _BAD for item in items) else tuple(items)
 
     def _unknown(self, slot: Slot, kind: type, key: str, prefix: str) -> None:
         owner = f" of {tag_of(kind)}" if slot.tags else ""

@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING
 from fl_core.errors import StateError
 from fl_core.types import Params
 from orchestrator.checkpoint import RoundRecord, RunStore
-from scenarios.evaluate import SELECTION_METRIC, choose_round
+from orchestrator.loading import load_config
+from scenarios.evaluate import ValidationScore, choose_round
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+LEFT = ("comm/budget_left_bytes", "time/budget_left_s")
+"""Metrics of which the last value counts, and not the sum over rounds."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,7 @@ class Result:
     def selected(self) -> RoundRecord | None:
         """The round with the best validation accuracy, if it was measured."""
         by_round = {
-            r.round: r.metrics[SELECTION_METRIC]
-            for r in self.records
-            if SELECTION_METRIC in r.metrics
+            r.round: ValidationScore(r.validation) for r in self.records if r.validation is not None
         }
         best = choose_round(by_round)
         return None if best is None else next(r for r in self.records if r.round == best)
@@ -72,7 +75,8 @@ class Result:
         state = RunStore(self.folder).server_state(self.last)
         if state is None:
             raise StateError(f"{self.folder}: the tensors of round {self.last.round} are gone.")
-        return state.tensors
+        rule = load_config(self.folder / "config.yaml").federation
+        return rule.shared_model(state) or {}  # without what the rule keeps for itself
 
     @property
     def summary(self) -> dict[str, float]:
@@ -80,7 +84,9 @@ class Result:
         summary = {n: v for n, v in self.last.metrics.items() if n.startswith(("eval/", "train/"))}
         for record in self.records:
             for name, value in record.metrics.items():
-                if name.startswith("comm/"):
+                if name in LEFT:
+                    summary[name] = value
+                elif name.startswith("comm/") or name == "time/link_s":
                     summary[name] = summary.get(name, 0.0) + value
                 elif name.startswith("time/"):
                     summary["time/run_s"] = summary.get("time/run_s", 0.0) + value

@@ -15,6 +15,7 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.events import Committed, Event, Finished, Started
 from orchestrator.experiment import run_folder
 from orchestrator.export import export_run
+from orchestrator.labels import METHOD_TAG, SCENARIO_TAG, method_label, scenario_label
 from orchestrator.loading import config_hash, difference, flat, load_config, resolve
 from orchestrator.results import Result
 from orchestrator.session import Session
@@ -110,6 +111,7 @@ def _track(
         raise ConfigError("run_experiments takes configs that loading.resolve has completed.")
     facts = event.facts if isinstance(event, Started) else {}
     tags = {HASH_TAG: config_hash(config)} | {f"fedarena.{k}": str(v) for k, v in facts.items()}
+    tags |= {METHOD_TAG: method_label(config), SCENARIO_TAG: scenario_label(config)}
     info = RunInfo(store.folder.name, config.name, flat(config), tags)
     tracker = Tracker(config.tracking.uri, config.tracking.experiment, store)
     return TrackingThread(tracker, info, resumed=store.has_records())

@@ -16,6 +16,7 @@ class Slot:
     """What a field may hold: one of the dataclasses ``kinds``, or a single value of type ``hint``.
 
     default: the kind of the field's default, None where it has none. required: it has no default.
+    many: the field holds a tuple of such dataclasses.
     """
 
     hint: Any
@@ -23,6 +24,7 @@ class Slot:
     default: type | None = None
     optional: bool = False
     required: bool = False
+    many: bool = False
 
     @property
     def tags(self) -> dict[str, type]:
@@ -42,7 +44,8 @@ def slots(kind: type) -> Mapping[str, Slot]:
     hints = typing.get_type_hints(kind)
     found = {}
     for field in fields(kind):
-        members = members_of(hints[field.name])
+        item = _item(hints[field.name])
+        members = members_of(hints[field.name] if item is None else item)
         kinds = tuple(m for m in members if isinstance(m, type) and is_dataclass(m))
         optional = types.NoneType in members
         if kinds and len(kinds) + optional < len(members):
@@ -56,8 +59,18 @@ def slots(kind: type) -> Mapping[str, Slot]:
             default=type(default) if type(default) in kinds else None,
             optional=optional,
             required=default is MISSING,
+            many=item is not None,
         )
     return found
+
+
+def _item(hint: Any) -> Any:
+    """The dataclass, or union of some, that ``hint`` is a tuple of any number of; else None."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    item, *rest = typing.get_args(hint)
+    found = rest == [...] and all(is_dataclass(member) for member in members_of(item))
+    return item if found else None
 
 
 def members_of(hint: Any) -> tuple[Any, ...]:

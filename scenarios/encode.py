@@ -20,6 +20,9 @@ Ints = npt.NDArray[np.int64]
 Transform = Callable[["Image"], Tensor]
 """One RGB image to one input of the encoder, [3, H, W]."""
 
+Look = Callable[["Image", int], "Image"]
+"""A view of the image of a row."""
+
 Encoder = Callable[[Tensor], Tensor]
 """Inputs [B, 3, H, W] to features [B, ...] of a dtype that NumPy has, on any device."""
 
@@ -31,15 +34,25 @@ def chunk_rows(rows: Ints, batch_size: int) -> list[Ints]:
 
 @torch.no_grad()
 def encode_chunk(
-    dataset: Dataset, rows: Ints, encoder: Encoder, transform: Transform, batch_size: int
+    dataset: Dataset,
+    rows: Ints,
+    encoder: Encoder,
+    transform: Transform,
+    batch_size: int,
+    *,
+    look: Look | None = None,
 ) -> npt.NDArray[Any]:
     """Features [len(rows), ...] of at most ``batch_size`` rows.
 
     The batch is filled up with its last image, so that the encoder always sees one shape and the
     bits of a row do not depend on how many processes share the work. Inputs are made on the CPU;
-    the encoder moves them. DataError for an unreadable image.
+    the encoder moves them. look: what to show of each image instead of all of it. DataError for an
+    unreadable image, or a set of texts.
     """
-    inputs = torch.stack([transform(dataset.image(int(row))) for row in rows])  # [b, 3, H, W]
+    dataset.require("image")
+    images = ((dataset.image(int(row)), int(row)) for row in rows)
+    shown = [image if look is None else look(image, row) for image, row in images]
+    inputs = torch.stack([transform(image) for image in shown])  # [b, 3, H, W]
     padding = inputs[-1:].expand(batch_size - len(rows), *inputs.shape[1:])
     features = encoder(torch.cat([inputs, padding]))[: len(rows)]
     return features.cpu().numpy()

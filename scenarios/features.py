@@ -56,7 +56,7 @@ class FeatureKey:
     weights: str
     data: str
     transform: str
-    output: Literal["global", "patches"]
+    output: Literal["global", "patches", "tokens"]
     dtype: str
     device: str
     torch_version: str

@@ -21,7 +21,7 @@ def loaded_by(statement):
     "statement",
     [
         "import fl_core.round, fl_core.local, fl_core.learners, fl_core.predict",
-        "import scenarios.population, scenarios.evaluate, scenarios.features, scenarios.encode",
+        "import scenarios.scenario, scenarios.evaluate, scenarios.features, scenarios.encode",
     ],
 )
 def test_the_mathematics_and_the_data_load_no_ray_mlflow_or_pydantic(statement):

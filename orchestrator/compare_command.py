@@ -1,0 +1,69 @@
+"""``fedarena compare``: methods, seeds and references in one table, and which of them is best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("files_and_overrides", nargs=-1, required=True)
+@click.option("--seeds", default=3, show_default=True, help="Runs of each method.")
+@click.option("--vary-data", is_flag=True, help="Each seed also draws who has which data.")
+@click.option("--no-references", is_flag=True, help="Leave out the rows that methods have to beat.")
+@click.option(
+    "--metric",
+    default="eval/personal/accuracy",
+    show_default=True,
+    help="What methods are ranked by, as MLflow names it.",
+)
+@click.option(
+    "--target-accuracy",
+    type=click.FloatRange(0, 1),
+    help="Tell the megabytes that each method needs to get there, such as 0.4.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write tables (CSV, JSON) and a picture into this folder.",
+)
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def compare(
+    files_and_overrides: tuple[str, ...],
+    seeds: int,
+    vary_data: bool,
+    no_references: bool,
+    metric: str,
+    target_accuracy: float | None,
+    out: Path | None,
+    quiet: bool,
+) -> None:
+    """Run experiments with several seeds, beside references that train as much, and judge them.
+
+    Give YAML files, and settings for all of them such as federation.rounds=20. Zero-shot and the
+    majority class come with every run; local-only and centralised training of the same learner are
+    run besides. What has run already is taken from its folder.
+    """
+    from orchestrator.comparison import compare_rows
+    from orchestrator.comparison_display import show_comparison
+    from orchestrator.display import Watcher, console
+    from orchestrator.lineup import Question, line_up
+
+    words = files_and_overrides
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    files = [Path(word) for word in words if word not in overrides]
+    if not files:
+        raise click.UsageError("name at least one YAML file, such as examples/promptfl.yaml")
+    question = Question(seeds, vary_data, not no_references, metric, target_accuracy)
+    rows = line_up(files, question, overrides)
+    configs = [config for row in rows for config in row.configs.values()]
+    with Watcher(configs, quiet=quiet) as watcher:
+        comparison = compare_rows(rows, question, watcher.on_event)
+    show_comparison(comparison, console)
+    if out is not None:
+        from orchestrator.comparison_export import write_comparison
+
+        console.print("\n[bold]Written[/]")
+        for path in write_comparison(comparison, out):
+            console.print(f"  {path}", highlight=False, soft_wrap=True)

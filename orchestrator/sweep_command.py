@@ -1,0 +1,82 @@
+"""The commands about sweeps. Light to import: everything heavy is imported inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from orchestrator.sweep_config import SweepConfig
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Show what would run, as `fedarena plan` does.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def sweep(file: Path, overrides: tuple[str, ...], dry_run: bool, quiet: bool) -> None:
+    """Run a grid of experiments: methods x scenarios x budgets x seeds.
+
+    Overrides such as seeds=2 change the sweep, others such as federation.rounds=20 its base. Trials
+    whose runs are finished are not run again.
+    """
+    from orchestrator.sweep_loading import load_sweep
+
+    found = load_sweep(file, overrides)
+    if dry_run:
+        from orchestrator.sweep_plan import show_sweep_plan
+
+        show_sweep_plan(found)
+        return
+    run_and_show(found, quiet=quiet)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+def plan(file: Path, overrides: tuple[str, ...]) -> None:
+    """Show what an experiment or a sweep would run, take and send; nothing is computed."""
+    from orchestrator.sweep_loading import is_sweep, load_sweep
+    from orchestrator.sweep_plan import show_experiment_plan, show_sweep_plan
+    from orchestrator.yaml_text import read_yaml
+
+    if is_sweep(read_yaml(file)):
+        show_sweep_plan(load_sweep(file, overrides))
+        return
+    from orchestrator.loading import load_config, resolve
+
+    show_experiment_plan(resolve(load_config(file, overrides)))
+
+
+def resume_sweep(name: str, overrides: tuple[str, ...], folder: Path, quiet: bool) -> bool:
+    """Go on with the sweep of that name; False where there is none."""
+    from fl_core.errors import ConfigError
+    from orchestrator.sweep_state import find_sweep, read_sweep
+
+    found = find_sweep(name, folder)
+    if found is None:
+        return False
+    if overrides:
+        raise ConfigError(
+            f"{name} is a sweep: it goes on as it was. To change {overrides[0]}, use `fedarena "
+            "sweep`; what is finished already is not run again."
+        )
+    run_and_show(read_sweep(found), quiet=quiet)
+    return True
+
+
+def run_and_show(sweep: SweepConfig, *, quiet: bool) -> None:
+    from orchestrator.sweep import run_sweep
+    from orchestrator.sweep_display import SweepWatcher, show_sweep
+
+    try:
+        with SweepWatcher(quiet=quiet) as watcher:
+            result = run_sweep(sweep, audience=watcher)
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; go on with: fedarena resume {sweep.name}", err=True)
+        raise SystemExit(130) from None
+    show_sweep(result)
+    if result.failed or result.lost:
+        raise SystemExit(1)

@@ -1,0 +1,199 @@
+"""What the command line shows of a sweep: progress with time left, and the table of results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from orchestrator import events
+from orchestrator.display import console
+from orchestrator.results import Result
+from orchestrator.sweep_config import label
+from orchestrator.sweep_design import Trial
+from orchestrator.sweep_results import SweepResult
+
+METRICS = {
+    "acc %": ("eval/global/accuracy", 100.0),
+    "chosen": ("selected/global/accuracy", 100.0),
+    "clients %": ("eval/personal/accuracy", 100.0),
+    "worst": ("eval/personal/worst_accuracy", 100.0),
+    "MB up": ("comm/up_bytes", 1e-6),
+    "MB dn": ("comm/down_bytes", 1e-6),
+}
+MAX_BARS = 8
+"""Running trials that get a bar of their own."""
+
+
+class SweepWatcher:
+    """A bar for the sweep and one per running trial; plain lines where there is no terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.live = console.is_terminal and not quiet
+        self.plain = not console.is_terminal and not quiet
+        columns = (
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]:<22}"),
+            TimeElapsedColumn(),
+        )
+        self.bars = Progress(*columns, console=console, disable=not self.live)
+        self._main = self.bars.add_task("trials", total=None, note="")
+        self._tasks: dict[str, TaskID] = {}
+        self._total = self._ended = self._ran = 0
+        self._began = 0.0
+
+    def __enter__(self) -> SweepWatcher:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def expect(self, total: int) -> None:
+        self._total = total
+        self.bars.update(self._main, total=total)
+        if self.plain:
+            console.print(f"{total} trials", highlight=False)
+
+    def prepare(self, progress: events.Progress) -> None:
+        self.bars.update(self._main, note=f"{progress.stage} {progress.done}/{progress.total}")
+        if self.plain and progress.done in (0, progress.total):
+            console.print(f"{progress.stage} {progress.done}/{progress.total}", highlight=False)
+
+    def progress(self, trial: Trial, state: Mapping[str, Any]) -> None:
+        self._began = self._began or time.monotonic()
+        if trial.key not in self._tasks and len(self._tasks) < MAX_BARS:
+            self._tasks[trial.key] = self.bars.add_task(f"  {trial.name[:32]}", note="starting")
+        if state and trial.key in self._tasks:
+            task = self._tasks[trial.key]
+            rounds = max(1, int(state["rounds"]))
+            self.bars.update(
+                task, completed=int(state["round"]), total=rounds, note=str(state["stage"])
+            )
+
+    def end(self, trial: Trial, status: str, result: Result | None) -> None:
+        self._ended += 1
+        self._ran += status != "reused"
+        if trial.key in self._tasks:
+            self.bars.remove_task(self._tasks.pop(trial.key))
+        left = self._left()
+        self.bars.update(self._main, completed=self._ended, note=left)
+        if self.plain:
+            score = _score(result)
+            line = f"{self._ended}/{self._total} {trial.name} {status}{score}  {left}"
+            console.print(line.rstrip(), highlight=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        """Time left, from how long the trials took that this process ran."""
+        if not self._ran or self._ended >= self._total:
+            return ""
+        each = (time.monotonic() - self._began) / self._ran
+        return f"ETA {clock(each * (self._total - self._ended))}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``1:02:03``, or ``2:03`` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def show_sweep(result: SweepResult) -> None:
+    """Means over seeds by method and cell, what tuning chose, what failed, and where all is."""
+    if result.choices:
+        console.print(_choices(result))
+    if not result.summary.empty:
+        console.print("[bold]Results on test data, last round; mean ± deviation over seeds[/]")
+        console.print(_table(result))
+    for ended in result.failed:
+        console.print(f"[red]failed[/] {ended.trial.name}: {ended.fault.strip()}", highlight=False)
+    for group, why in result.lost.items():
+        console.print(f"[red]no test trials[/] of {group}: {why}", highlight=False)
+    statuses = [ended.status for ended in result.ended]
+    counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
+    console.print(f"{len(statuses)} trials: {counts}", highlight=False)
+    console.print(f"sweep {result.folder.name}", highlight=False)
+    console.print(
+        f"  tables: {result.folder}/trials.csv, summary.csv", highlight=False, soft_wrap=True
+    )
+    console.print("  fedarena ui: filter by", highlight=False, end=" ")
+    console.print(
+        f"tags.`fedarena.sweep` = '{result.folder.name}'", highlight=False, soft_wrap=True
+    )
+
+
+def _table(result: SweepResult) -> Table:
+    """One row per method and cell, a line between cells of different scenarios."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for axis in result.axes:
+        table.add_column(axis.rpartition(".")[2], no_wrap=True)
+    table.add_column("n", justify="right")
+    metrics = {k: v for k, v in METRICS.items() if v[0] in result.summary["mean"]}
+    for name in metrics:
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = [
+        (key if isinstance(key, tuple) else (key,), row) for key, row in result.summary.iterrows()
+    ]
+    cells = list(dict.fromkeys(key[1:] for key, _ in rows))
+    for cell in cells:
+        for key, (_, row) in [r for r in rows if r[0][1:] == cell]:
+            values = [
+                _mean(row["mean"][metric] * scale, row["std"][metric] * scale, name)
+                for name, (metric, scale) in metrics.items()
+            ]
+            table.add_row(*key, str(int(row["count"]["rounds"])), *values)
+        if len(result.axes) and cell != cells[-1]:
+            table.add_section()
+    return table
+
+
+def _choices(result: SweepResult) -> Table:
+    table = Table(title="Chosen on validation data", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("group", "chosen", "validation %", "trials"):
+        table.add_column(column)
+    for group, choice in result.choices.items():
+        chosen = ", ".join(f"{n.rpartition('.')[2]}={label(v)}" for n, v in choice.point.items())
+        score = "–" if choice.validation is None else f"{100 * choice.validation:.1f}"
+        table.add_row(group, chosen, score, str(choice.num_trials))
+    return table
+
+
+def _mean(mean: float, std: float, name: str) -> str:
+    """Mean and deviation; a dash where a method has no such score. Bytes hardly ever deviate."""
+    if mean != mean:
+        return "–"
+    if name.startswith("MB"):
+        return f"{mean:.2f}"
+    return f"{mean:.1f}" + ("" if std != std else f" ± {std:.1f}")
+
+
+def _score(result: Result | None) -> str:
+    if result is None:
+        return ""
+    found = result.last.metrics
+    parts = [
+        f"{name} {100 * found[metric]:.1f} %"
+        for metric, name in (("eval/global/accuracy", "acc"), ("eval/personal/accuracy", "clients"))
+        if metric in found
+    ]
+    return "".join(f"  {part}" for part in parts)

@@ -1,0 +1,316 @@
+"""``fedarena plan``: what an experiment or a sweep would run, take and send."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from cluster.slices import count_slices, slice_bundle
+from orchestrator.checkpoint import RunStore
+from orchestrator.config import ExperimentConfig
+from orchestrator.display import console, show_plan
+from orchestrator.experiment import Experiment
+from orchestrator.host import wanted_slots
+from orchestrator.plan import outline
+from orchestrator.sweep_config import SweepConfig
+from orchestrator.sweep_design import Design, Trial
+from orchestrator.sweep_display import clock
+from orchestrator.sweep_state import Runs
+from orchestrator.sweep_survey import Survey
+
+PROCESS_BYTES = 350e6
+"""Private memory of a process that has imported torch and Ray, measured."""
+FLOATS_PER_TOKEN = 20
+"""Activations that training keeps per token, layer and unit of width of a text tower, about; for
+ViT-B/16 with 100 classes it gives the 0.2 GB per client that were measured."""
+TOKENS_PER_CLASS = 4
+"""Of a class name with its end, about; the context before it is computed once."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Median seconds that finished runs took. train: per client and round; score: per scoring."""
+
+    train: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one trial is going to take. seconds: None where no run tells."""
+
+    rounds: int
+    sent_bytes: int
+    memory_bytes: float
+    seconds: float | None
+
+
+def show_experiment_plan(config: ExperimentConfig) -> None:
+    """One experiment: its sizes, then slices, memory, time and what is stored."""
+    show_plan([config])
+    survey, rates = Survey(), measured_rates(config.folder)
+    found = forecast(survey.experiment(config), rates)
+    nodes = nodes_of(config)
+    num = wanted_slots(config, max(1, count_slices(nodes, _bundle(config))))
+    _show_facts(
+        {
+            "slices": f"{num} of {_shown_bundle(config)}",
+            "memory, about": f"{num * found.memory_bytes / 1e9:.1f} GB on all slices",
+            "time, about": _clock(found.seconds),
+            "feature store": _stored(survey),
+        }
+    )
+
+
+def show_sweep_plan(sweep: SweepConfig) -> None:
+    """A sweep: a line per method, then all of it together."""
+    design = Design(sweep)
+    trials = [t for t in design.check() if _is_first_corner(design, t)]
+    states = states_of(trials)
+    survey = Survey()
+    survey.check(trial.config for trial in trials)
+    rates = measured_rates(trials[0].config.folder)
+    known: dict[str, Forecast] = {}
+    for trial in trials:
+        known[trial.key] = forecast(survey.experiment(trial.config), rates)
+    _show_methods(design, trials, states, known)
+    at_once = trials_at_once(trials)
+    tuning = _num_tuning(design)
+    _show_facts(
+        {
+            "trials": f"{sum(tuning.values()) + len(_tests(trials))} "
+            f"({sum(tuning.values())} tuning, {len(_tests(trials))} test)",
+            "of the test trials": _count_states(_tests(trials), states),
+            "at once": at_once[0],
+            "memory, about": f"{_peak(trials, known, at_once[1]) / 1e9:.1f} GB on all slices",
+            "MB in all, at most": f"{_total(design, trials, known, 'sent_bytes') / 1e6:.1f}",
+            "time, about": _clock(_time(design, trials, states, known, at_once[1])),
+            "feature store": _stored(survey),
+        }
+    )
+
+
+def forecast(experiment: Experiment, rates: Mapping[tuple[str, str], Rates]) -> Forecast:
+    """From shapes, and from what runs of the same learner and backbone took per client round."""
+    config, run = experiment.config, outline(experiment)
+    ahead, rule = run.forecast, config.federation
+    rounds = ahead.rounds if run.initial else 0
+    num_clients = len(run.clients)
+    cohort = min(rule.clients_per_round or num_clients, num_clients)
+    every = config.evaluation.every
+    scorings = 1 + (rounds // every if every else min(rounds, 1))
+    rate = rates.get((config.learner.name, config.backbone.model))
+    seconds = None if rate is None else rounds * cohort * rate.train + scorings * rate.score
+    sent = ahead.total.up + ahead.total.down
+    return Forecast(rounds, sent, _memory(experiment, run.initial), seconds)
+
+
+def measured_rates(folder: Path) -> dict[tuple[str, str], Rates]:
+    """Of the finished runs in a folder, by (learner, backbone)."""
+    train: dict[tuple[str, str], list[float]] = {}
+    score: dict[tuple[str, str], list[float]] = {}
+    for done in folder.glob("*/DONE"):
+        config, records = _raw_config(done.parent), RunStore(done.parent).records()
+        learner, backbone = config.get("learner") or {}, config.get("backbone") or {}
+        key = (str(learner.get("name")), str(backbone.get("model")))
+        for record in records:
+            if record.accepted and "time/round_s" in record.metrics:
+                share = record.metrics["time/round_s"] / len(record.accepted)
+                train.setdefault(key, []).append(share)
+            if "time/eval_s" in record.metrics:
+                score.setdefault(key, []).append(record.metrics["time/eval_s"])
+    return {
+        key: Rates(
+            statistics.median(train.get(key, [0.0])), statistics.median(score.get(key, [0.0]))
+        )
+        for key in train.keys() | score.keys()
+    }
+
+
+def states_of(trials: Iterable[Trial]) -> dict[str, str]:
+    """By trial: ``finished``, ``partly done`` or ``new``."""
+    runs: dict[Path, Runs] = {}
+    found = {}
+    for trial in trials:
+        folder = trial.config.folder
+        known = runs.setdefault(folder, Runs(folder))
+        run = folder / f"{known.name_for(trial)}-{trial.hash[:8]}"
+        begun = "partly done" if RunStore(run).has_records() else "new"
+        found[trial.key] = "finished" if (run / "DONE").exists() else begun
+    return found
+
+
+def nodes_of(config: ExperimentConfig) -> list[dict[str, float]]:
+    """Resources of each node of the cluster that is named, or of this machine."""
+    address = config.resources.address or os.environ.get("RAY_ADDRESS")
+    if address and config.resources.executor == "ray":
+        from cluster.connect import connect
+        from cluster.reserve import cluster_nodes
+
+        connect(address)
+        return cluster_nodes()
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpus = float(len(os.sched_getaffinity(0)))
+    return [{"CPU": cpus, "GPU": float(torch.cuda.device_count()), "memory": 0.7 * memory}]
+
+
+def trials_at_once(trials: Sequence[Trial]) -> tuple[str, int]:
+    """In words, and how many of the first trial's shape run at the same time."""
+    config = trials[0].config
+    if config.resources.executor == "inline":
+        return "1, in this process", 1
+    nodes, bundle = nodes_of(config), _bundle(config)
+    available = count_slices(nodes, bundle)
+    share = max(1, available // min(len(trials), max(1, available)))
+    num = wanted_slots(config, share)
+    count = available // num
+    what = f"{count}, each on {num} slice{'s' if num > 1 else ''} of {_shown_bundle(config)}"
+    return what if count else f"none: {num} slices wanted, {available} there", max(1, count)
+
+
+# -- details -------------------------------------------------------------------------------------
+
+
+def _show_methods(
+    design: Design,
+    trials: Sequence[Trial],
+    states: Mapping[str, str],
+    known: Mapping[str, Forecast],
+) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("method", "tuning", "test", "finished", "partly", "rounds", "MB a trial"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    tuning = _num_tuning(design)
+    for method in dict.fromkeys(t.method for t in trials):
+        tests = [t for t in _tests(trials) if t.method == method]
+        held = [states[t.key] for t in tests]
+        table.add_row(
+            method,
+            str(tuning.get(method, 0)),
+            str(len(tests)),
+            str(held.count("finished")),
+            str(held.count("partly done")),
+            _span([known[t.key].rounds for t in tests], "d"),
+            _span([known[t.key].sent_bytes / 1e6 for t in tests], ".2f"),
+        )
+    console.print(table)
+
+
+def _show_facts(facts: Mapping[str, str]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _is_first_corner(design: Design, trial: Trial) -> bool:
+    """Whether a trial has the first value of each hyper-parameter: one trial per cell and seed."""
+    firsts = {n: a.extremes[0] for n, a in design.sweep.axes.items() if a.is_tuned}
+    return all(firsts[name] == value for name, value in trial.tuned.items())
+
+
+def _tests(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.stage == "test"]
+
+
+def _num_tuning(design: Design) -> dict[str, int]:
+    """Tuning trials by method."""
+    from orchestrator.agenda import num_tuning
+
+    found: dict[str, int] = {}
+    for group in design.groups:
+        found[group.method] = found.get(group.method, 0) + num_tuning(design, group)
+    return found
+
+
+def _total(
+    design: Design, trials: Sequence[Trial], known: Mapping[str, Forecast], what: str
+) -> float:
+    """Over all trials; a tuning trial counts as the one that stands for its method."""
+    tuning, total = _num_tuning(design), 0.0
+    for trial in trials:
+        groups = max(1, sum(t.method == trial.method and t.stage == "tuning" for t in trials))
+        times = 1 if trial.stage == "test" else tuning[trial.method] / groups
+        total += times * float(vars(known[trial.key])[what] or 0)
+    return total
+
+
+def _time(
+    design: Design,
+    trials: Sequence[Trial],
+    states: Mapping[str, str],
+    known: Mapping[str, Forecast],
+    at_once: int,
+) -> float | None:
+    left = [t for t in trials if states[t.key] != "finished"]
+    if any(known[t.key].seconds is None for t in left):
+        return None
+    return _total(design, left, known, "seconds") / at_once
+
+
+def _peak(trials: Sequence[Trial], known: Mapping[str, Forecast], at_once: int) -> float:
+    """Of the largest trials that can run at once: a coordinator and its client actors each."""
+    largest = max(known[trial.key].memory_bytes for trial in trials)
+    return at_once * (largest + PROCESS_BYTES)
+
+
+def _memory(experiment: Experiment, initial: Mapping[str, Any]) -> float:
+    """Bytes of one client actor: process, weights, features, and a group's states in training."""
+    config = experiment.config
+    group = config.resources.group_size
+    assert isinstance(group, int)  # resolved before the run
+    weights = sum(path.stat().st_size for path in experiment.backbone.folder.glob("*.safetensors"))
+    trained = sum(4 * tensor.numel() for tensor in initial.values())
+    text = experiment.backbone.info.get("text_cfg", {})
+    width, layers = text.get("width", 512), text.get("layers", 12)
+    tokens = TOKENS_PER_CLASS * len(experiment.population.classes)
+    activations = 4 * FLOATS_PER_TOKEN * tokens * width * layers if initial else 0
+    return float(PROCESS_BYTES + weights + group * (4 * trained + activations))
+
+
+def _count_states(trials: Sequence[Trial], states: Mapping[str, str]) -> str:
+    held = [states[trial.key] for trial in trials]
+    return ", ".join(f"{held.count(s)} {s}" for s in ("finished", "partly done", "new"))
+
+
+def _stored(survey: Survey) -> str:
+    held = list(survey.features().values())
+    return f"holds {sum(held)} of {len(held)} kinds of features that are needed"
+
+
+def _raw_config(folder: Path) -> dict[str, Any]:
+    """A run's config as plain values, unchecked: it may come from another version."""
+    from orchestrator.yaml_text import read_yaml
+
+    raw = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _bundle(config: ExperimentConfig) -> dict[str, float]:
+    return slice_bundle(**vars(config.resources.slice))
+
+
+def _shown_bundle(config: ExperimentConfig) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in _bundle(config).items())
+
+
+def _clock(seconds: float | None) -> str:
+    return (
+        "unknown: no finished run of these learners and backbones"
+        if seconds is None
+        else clock(seconds)
+    )
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} – {high}"

@@ -1,0 +1,107 @@
+"""What all trials of a sweep need, looked at and computed once, before the first one runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from cluster.reserve import cluster_nodes, release, reserve
+from cluster.slices import count_slices, slice_bundle
+from fl_core.errors import ConfigError, DataError, FedarenaError
+from orchestrator.config import ExperimentConfig
+from orchestrator.events import Progress
+from orchestrator.executors import Executor, InlineExecutor, RayExecutor
+from orchestrator.experiment import Experiment, compute_features, prepare_experiment
+from orchestrator.loading import to_dict
+from orchestrator.plan import outline
+from scenarios.features import FeatureKey, FeatureStore
+
+
+class Survey:
+    """Experiments of many configs; data and backbone are prepared once where they are the same."""
+
+    def __init__(self) -> None:
+        self._prepared: dict[str, Experiment | FedarenaError] = {}
+
+    def experiment(self, config: ExperimentConfig) -> Experiment:
+        """DataError or ConfigError, the same one every time, where it cannot be."""
+        key = json.dumps(
+            [
+                to_dict(config.backbone),
+                to_dict(config.scenario),
+                sorted(config.learner.inputs),
+                config.evaluation.references,
+                bool(config.resources.slice.gpus),
+                str(config.store),
+            ]
+        )
+        if key not in self._prepared:
+            try:
+                self._prepared[key] = prepare_experiment(config)
+            except FedarenaError as error:
+                self._prepared[key] = error
+        found = self._prepared[key]
+        if isinstance(found, FedarenaError):
+            raise found
+        return replace(found, config=config)
+
+    def check(self, configs: Iterable[ExperimentConfig]) -> None:
+        """ConfigError with all that only data and backbone can tell, each fault once."""
+        faults: dict[str, str] = {}
+        for config in configs:
+            budget = config.communication.budget
+            try:
+                experiment = self.experiment(config)
+                if budget.megabytes is not None or budget.seconds is not None:
+                    outline(experiment)
+            except (ConfigError, DataError) as error:
+                for fault in error.faults if isinstance(error, ConfigError) else [str(error)]:
+                    faults.setdefault(fault, str(config.name))
+        if faults:
+            raise ConfigError([f"{fault} (in {name})" for fault, name in faults.items()])
+
+    def missing_features(self) -> list[Experiment]:
+        """Of each distinct set of features that the store lacks, one experiment that reads it."""
+        found: dict[tuple[str, ...], Experiment] = {}
+        for experiment in self._prepared.values():
+            if isinstance(experiment, Experiment):
+                store = FeatureStore(experiment.config.store)
+                lacks = [k.digest for k in experiment.all_features if store.open(k) is None]
+                if lacks:
+                    found.setdefault(tuple(sorted(lacks)), experiment)
+        return list(found.values())
+
+    def features(self) -> dict[FeatureKey, bool]:
+        """Every kind of features that the experiments read, and whether the store holds it."""
+        return {
+            key: FeatureStore(experiment.config.store).open(key) is not None
+            for experiment in self._prepared.values()
+            if isinstance(experiment, Experiment)
+            for key in experiment.all_features
+        }
+
+
+def fill_store(experiments: Sequence[Experiment], listen: Callable[[Progress], None]) -> None:
+    """Compute what the feature store lacks, on all slices of the cluster."""
+    for experiment in experiments:
+        with _executor(experiment.config) as executor:
+            for progress in compute_features(experiment, executor):
+                listen(progress)
+
+
+@contextmanager
+def _executor(config: ExperimentConfig) -> Iterator[Executor]:
+    resources = config.resources
+    if resources.executor == "inline":
+        yield InlineExecutor()
+        return
+    bundle = slice_bundle(**vars(resources.slice))
+    slices = reserve(max(1, count_slices(cluster_nodes(), bundle)), bundle)
+    executor = RayExecutor(slices, resources.timeout_s)
+    try:
+        yield executor
+    finally:
+        executor.close()
+        release(slices)

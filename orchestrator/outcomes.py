@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fl_core.metrics import share_worse_off
 from orchestrator.config import ExperimentConfig
 from orchestrator.effort import measure_effort
 from orchestrator.experiment import run_folder
@@ -176,7 +177,7 @@ def with_worse_off(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> list[Out
         for name, other in others.items():
             theirs = own.get((outcome.scenario, other, outcome.seed)) if other else None
             if mine is not None and theirs is not None and other != outcome.method:
-                share = sharewith_worse_off(mine, theirs)
+                share = share_worse_off(mine, theirs)
                 metrics |= {} if share is None else {name: share}
         found.append(replace(outcome, metrics=metrics))
     return found

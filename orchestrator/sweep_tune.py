@@ -48,7 +48,7 @@ def run_on_tune(runner: SweepRunner, shapes: Callable[[Trial], Shape]) -> None:
         return tune.PlacementGroupFactory([{}, *bundles], strategy="PACK")
 
     for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.DEBUG if __import__("os").environ.get("DBG") else logging.CRITICAL)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     scratch = runner.store.folder / "tune"
     tuner = tune.Tuner(
         tune.with_resources(trainable(), factory),
@@ -63,6 +63,7 @@ def run_on_tune(runner: SweepRunner, shapes: Callable[[Trial], Shape]) -> None:
             storage_path=str(scratch),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     try:

@@ -1,0 +1,225 @@
+"""Which method to take at a budget, and which reaches a target at the lowest price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.judging import BOOTSTRAP_SEED
+from orchestrator.lineup import CENTRALISED
+from orchestrator.outcomes import Outcome
+from orchestrator.report.curves import Curve
+from scenarios import statistics
+from scenarios.statistics import BySeed, over_seeds
+
+MethodCurves = Mapping[str, Mapping[int, Curve]]
+"""By method of one scenario, without references: a curve for each seed."""
+
+SURE = {
+    "single": "not sure (fewer than 3 seeds)",
+    "indicative": "fairly sure (3 or 4 seeds)",
+    "best": "sure (5 seeds or more)",
+    "not separated": "a tie",
+    "nothing": "no other method to compare with",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A row that sends nothing: the value that communication has to beat."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer at one budget. method None: no method can send a single round.
+
+    value, low, high: mean over seeds and its 95 % interval; second, gain: the next method, and by
+    how much it is behind; end: megabytes per client at which the method's runs end; first: the
+    lowest price of a round of any method.
+    """
+
+    megabytes: float
+    method: str | None
+    value: float = math.nan
+    low: float | None = None
+    high: float | None = None
+    second: str | None = None
+    gain: float | None = None
+    num_seeds: int = 0
+    verdict: str = ""
+    runs: Sequence[str] = ()
+    end: float = math.nan
+    first: float = math.nan
+    reference: Reference | None = None
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether the method is above all that sends nothing."""
+        return self.reference is None or self.value > self.reference.value
+
+
+@dataclass(frozen=True)
+class Cheapest:
+    """The lowest price of a target. method None: no method reaches it with every seed."""
+
+    target: float
+    method: str | None
+    megabytes: float = math.nan
+    low: float | None = None
+    high: float | None = None
+    num_seeds: int = 0
+    verdict: str = ""
+    runs: Sequence[str] = ()
+
+
+def choose(
+    curves: MethodCurves, megabytes: float, reference: Reference | None, *, same_clients: bool
+) -> Choice:
+    """The method with the highest mean among those that can send a round with every seed."""
+    places = {m: {s: c.place(megabytes) for s, c in own.items()} for m, own in curves.items()}
+    able = [method for method, own in places.items() if None not in own.values()]
+    first = min((_first_round(c) for own in curves.values() for c in own.values()), default=math.nan)
+    none = Choice(megabytes, None, first=first, reference=reference)
+    if not able:
+        return none
+    values: dict[str, dict[int, Sequence[float | None]]] = {m: {} for m in able}
+    means: dict[str, list[float]] = {m: [] for m in able}
+    for method in able:
+        for seed, curve in curves[method].items():
+            place = places[method][seed]
+            if place is not None and (mean := curve.values[place]) is not None:
+                values[method][seed] = curve.at(place)
+                means[method].append(mean)
+    verdict, leader = _judged(values, means, same_clients)
+    ordered = sorted(able, key=lambda m: -_mean(means[m]))
+    second = next((m for m in ordered if m != leader), None)
+    spread = over_seeds(means[leader])
+    return Choice(
+        megabytes,
+        leader,
+        spread.mean,
+        spread.low,
+        spread.high,
+        second,
+        None if second is None else spread.mean - _mean(means[second]),
+        spread.num_seeds,
+        verdict,
+        [curve.run for curve in curves[leader].values()],
+        max(curve.end for curve in curves[leader].values()),
+        first,
+        reference,
+    )
+
+
+def cheapest(curves: MethodCurves, target: float) -> Cheapest:
+    """The method that reaches ``target`` at the lowest mean price, among those that always do."""
+    prices: dict[str, dict[int, float]] = {}
+    for method, own in curves.items():
+        found = {seed: curve.price(target) for seed, curve in own.items()}
+        known = {seed: price for seed, price in found.items() if price is not None}
+        if known and len(known) == len(found):
+            prices[method] = known
+    if not prices:
+        return Cheapest(target, None)
+    # Judged as values of which more is better, one per seed: a price is a run's, not a client's.
+    values = {m: {s: [-price] for s, price in own.items()} for m, own in prices.items()}
+    means = {m: [-price for price in own.values()] for m, own in prices.items()}
+    verdict, leader = _judged(values, means, same_clients=True)
+    spread = over_seeds(list(prices[leader].values()))
+    runs = [curve.run for curve in curves[leader].values()]
+    return Cheapest(
+        target, leader, spread.mean, spread.low, spread.high, spread.num_seeds, verdict, runs
+    )
+
+
+def best_reference(outcomes: Sequence[Outcome], scenario: str, metric: str) -> Reference | None:
+    """The best row that needs no communication; pooling the data is none, for it sends them."""
+    own: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        is_free = outcome.kind == "reference" and not outcome.method.startswith(CENTRALISED)
+        if is_free and outcome.scenario == scenario and "up_mb" in outcome.metrics:
+            if metric in outcome.metrics:
+                own.setdefault(outcome.method, []).append(outcome.metrics[metric])
+    if not own:
+        return None
+    best = max(own, key=lambda name: _mean(own[name]))
+    return Reference(best, _mean(own[best]))
+
+
+def sentence(choice: Choice, what: str) -> str:
+    """The decision in words. what: the metric, as in "accuracy of each client's model"."""
+    at = f"At {choice.megabytes:g} MB per client"
+    reference = choice.reference
+    free = "" if reference is None else f"{reference.name} ({_percent(reference.value)})"
+    if choice.method is None:
+        left = f" What sends nothing: {free}." if free else ""
+        return f"{at} no method can send a round; the cheapest needs {_mb(choice.first)}.{left}"
+    value = f"{_percent(choice.value)} {what}"
+    if choice.low is not None and choice.high is not None:
+        value += f", 95 % interval {_bounds(choice.low, choice.high)}"
+    parts = []
+    if choice.second is not None and choice.gain is not None:
+        parts.append(f"{100 * choice.gain:.1f} points above {choice.second}")
+    if not choice.is_worth_it:
+        return (
+            f"{at} no method pays off: {free} sends nothing, and the best method, {choice.method}, "
+            f"has {value}."
+        )
+    if reference is not None:
+        gain = 100 * (choice.value - reference.value)
+        parts.append(f"{gain:.1f} points above {reference.name}, the best that sends nothing")
+    told = f" It is {', and '.join(parts)}." if parts else ""
+    return f"{at} take {choice.method}: {value}.{told} How sure: {how_sure(choice.verdict)}."
+
+
+def how_sure(verdict: str) -> str:
+    """The verdict of ``statistics`` in words that need no glossary."""
+    words = next((text for start, text in SURE.items() if verdict.startswith(start)), "")
+    if "not separated from" in verdict:
+        others = verdict.partition("not separated from ")[2]
+        lead = "" if not verdict.startswith("indicative") else "3 or 4 seeds, and "
+        return f"{lead}chance alone could explain the lead over {others}"
+    return words or verdict
+
+
+# -- details -------------------------------------------------------------------------------------
+
+
+def _judged(
+    values: Mapping[str, BySeed], means: Mapping[str, Sequence[float]], same_clients: bool
+) -> tuple[str, str]:
+    """The verdict, and the leader; methods without a seed in common are only ranked."""
+    try:
+        found = statistics.judge(values, seed=BOOTSTRAP_SEED, same_clients=same_clients)
+    except ValueError:
+        leader = max(means, key=lambda method: _mean(means[method]))
+        return "not tested, the methods have no seed in common", leader
+    return found.verdict, found.leader
+
+
+def _first_round(curve: Curve) -> float:
+    from scenarios.budget_curve import BYTES_PER_MEGABYTE
+
+    pairs = zip(curve.num_bytes[1:], curve.values[1:], strict=True)
+    return next((b / BYTES_PER_MEGABYTE for b, v in pairs if v is not None), math.inf)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _mb(megabytes: float) -> str:
+    return f"{megabytes:.3g} MB"
+
+
+def _bounds(low: float, high: float) -> str:
+    """Of a share: what lies outside 0 to 100 % is Student's t, not possible values."""
+    return f"{100 * max(low, 0):.1f} to {100 * min(high, 1):.1f} %"

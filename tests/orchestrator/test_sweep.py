@@ -1,0 +1,290 @@
+"""Sweeps that run: in this process and on Ray, cut off and resumed, tracked and planned."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fl_core.errors import ConfigError, StateError
+from orchestrator.checkpoint import RunStore
+from orchestrator.cli import main
+from orchestrator.host import CoordinatorHost
+from orchestrator.loading import to_dict
+from orchestrator.results import Result
+from orchestrator.run import run_experiments
+from orchestrator.sweep import run_sweep
+from orchestrator.sweep_design import Design
+from orchestrator.sweep_loading import load_sweep
+from orchestrator.sweep_state import find_sweep, to_yaml
+
+AXES = {
+    "method": {
+        "promptfl": {"federation": "fedavg"},
+        "fedprox": {"federation": "fedprox"},
+        "zs": {"learner": "zero_shot"},
+    },
+    "scenario.partition.alpha": {"grid": [0.3, 1.0], "when": {"method": ["promptfl", "fedprox"]}},
+}
+TUNED = {**AXES, "federation.mu": {"choice": [0.1, 50.0], "when": {"method": "fedprox"}}}
+
+
+@pytest.fixture
+def make_sweep(make_config, tmp_path):
+    """A sweep over the small model and data; its runs lie in a folder of the test's own."""
+
+    def make(axes=None, *overrides, folder="runs", **settings):
+        base = to_dict(make_config(*overrides))
+        base |= {"name": None, "folder": str(tmp_path / folder)}
+        return load_sweep({"base": base, "axes": axes or AXES, **settings})
+
+    return make
+
+
+class Listener:
+    """Keeps what a sweep tells its audience."""
+
+    def __init__(self):
+        self.total, self.ends, self.running = 0, {}, []
+
+    def expect(self, total):
+        self.total = total
+
+    def prepare(self, progress):
+        pass
+
+    def progress(self, trial, state):
+        self.running.append((trial.key, dict(state)))
+
+    def end(self, trial, status, result):
+        self.ends[trial.key] = status
+
+
+def records_of(folder):
+    """What the runs under a folder have computed, by run, without what clocks say."""
+    found = {}
+    for path in sorted(folder.glob("*/rounds")):
+        rounds = []
+        for record in RunStore(path.parent).records():
+            kept = {n: v for n, v in record.metrics.items() if not n.startswith("time/")}
+            rounds.append((record.round, kept, dict(record.client_metrics), record.sha256))
+        found[path.parent.name] = rounds
+    return found
+
+
+def test_a_sweep_gives_the_bits_of_its_experiments_run_alone(make_sweep, tmp_path):
+    sweep = make_sweep(seeds=2)
+    result = run_sweep(sweep)
+    assert len(result.ended) == 2 * (2 + 2 + 1)
+    assert {e.status for e in result.ended} == {"finished"}
+    trial = next(e.trial for e in result.ended if e.trial.method == "fedprox")
+    alone = Path(tmp_path / "alone")
+    lone = load_sweep({"base": {**sweep.base, "folder": str(alone)}, "axes": AXES, "seeds": 2})
+    same = next(t for t in Design(lone).check() if t.name == trial.name)
+    (single,) = run_experiments([same.config])
+    theirs = Result.load(trial.config.folder / trial.key)
+    assert single.folder.name == trial.key
+    for name, tensor in theirs.parameters.items():
+        assert torch.equal(single.parameters[name], tensor)
+
+
+def test_finished_trials_are_taken_from_their_folders(make_sweep):
+    first = run_sweep(make_sweep())
+    stamps = {e.run: [r.time_ms for r in RunStore(e.run).records()] for e in first.ended}
+    listener = Listener()
+    again = run_sweep(make_sweep(seeds=2), audience=listener)
+    statuses = [e.status for e in again.ended]
+    assert (statuses.count("reused"), statuses.count("finished")) == (5, 5)
+    assert listener.total == len(listener.ends) == 10
+    for run, times in stamps.items():
+        assert [r.time_ms for r in RunStore(run).records()] == times
+
+
+def test_a_run_with_another_name_counts_as_finished(make_sweep):
+    run_sweep(make_sweep())
+    renamed = {k: v for k, v in AXES.items() if k != "method"}
+    renamed["scenario.partition.alpha"] = [0.3, 1.0]
+    again = run_sweep(make_sweep(renamed))
+    assert [e.status for e in again.ended] == ["reused", "reused"]
+    assert all(e.run.name.startswith("promptfl") for e in again.ended)
+
+
+def test_two_trials_that_compute_the_same_run_once(make_sweep):
+    twins = {"method": {"a": {"federation": "fedavg"}, "b": {"federation": "fedavg"}}}
+    result = run_sweep(make_sweep(twins))
+    assert sorted(e.status for e in result.ended) == ["finished", "reused"]
+    assert len({e.run for e in result.ended}) == 1
+
+
+def test_a_sweep_that_was_cut_off_ends_as_one_that_was_not(make_sweep):
+    whole, cut = make_sweep(folder="whole"), make_sweep(folder="cut")
+    run_sweep(whole)
+    trials = Design(cut).check()
+    run_experiments([trials[0].config])
+    for i, event in enumerate(CoordinatorHost().run(trials[1].config)):
+        if i == 4:  # two rounds are committed
+            break
+    assert 0 < len(RunStore(trials[1].config.folder / trials[1].key).records()) < 5
+    result = run_sweep(cut)
+    assert sorted(e.status for e in result.ended) == ["finished"] * 4 + ["reused"]
+    folders = [Path(s.base["folder"]) for s in (whole, cut)]
+    assert records_of(folders[0]) == records_of(folders[1])
+
+
+def test_tuning_looks_at_validation_rows_only(make_sweep):
+    sweep = make_sweep(TUNED, "scenario.validation_fraction=0.3", tuning={"trials_per_method": 2})
+    result = run_sweep(sweep)
+    tuning = [e for e in result.ended if e.trial.stage == "tuning"]
+    scores = {
+        e.trial.tuned["federation.mu"]: RunStore(e.run).records()[-1].validation for e in tuning
+    }
+    assert set(scores) == {0.1, 50.0}
+    choice = result.choices["fedprox"]
+    assert choice.validation == max(scores.values()) == scores[choice.point["federation.mu"]]
+    tests = [e.trial for e in result.ended if e.trial.stage == "test"]
+    assert {t.config.federation.mu for t in tests if t.method == "fedprox"} == {
+        choice.point["federation.mu"]
+    }
+    assert set(result.summary.index.get_level_values("method")) == {"promptfl", "fedprox", "zs"}
+
+
+def test_tuning_without_validation_rows_is_refused(make_sweep):
+    sweep = make_sweep(TUNED, "scenario.validation_fraction=0", tuning={"trials_per_method": 2})
+    with pytest.raises(ConfigError, match="leaves nothing to tune on"):
+        run_sweep(sweep)
+
+
+def test_what_only_the_data_can_refuse_is_refused_before_the_first_trial(make_sweep, tmp_path):
+    budgets = {"communication.budget.megabytes": [1.0, 0.0001], "scenario.shots": [4, 10**6]}
+    with pytest.raises((ConfigError, StateError)) as caught:
+        run_sweep(make_sweep(budgets))
+    assert "megabytes" in str(caught.value)
+    assert not list((tmp_path / "runs").glob("*/rounds"))
+
+
+def test_a_trial_that_fails_costs_the_others_nothing(make_sweep):
+    sweep = make_sweep()
+    trials = Design(sweep).check()
+    broken = trials[0].config.folder / trials[0].key
+    (broken / "rounds").mkdir(parents=True)
+    (broken / "rounds" / "000000.json").write_text("{")
+    result = run_sweep(sweep)
+    assert [e.trial.key for e in result.failed] == [trials[0].key]
+    assert "cannot be read" in result.failed[0].fault
+    assert sum(e.status == "finished" for e in result.ended) == 4
+
+
+def test_summaries_are_means_over_seeds(make_sweep):
+    result = run_sweep(make_sweep(seeds=3))
+    table = result.trials
+    kept = table[(table.method == "fedprox") & (table["scenario.partition.alpha"] == "0.3")]
+    values = kept["eval/global/accuracy"].tolist()
+    row = result.summary.loc[("fedprox", "0.3")]
+    assert len(values) == 3
+    mean = sum(values) / 3
+    assert row["mean"]["eval/global/accuracy"] == pytest.approx(mean)
+    deviation = (sum((v - mean) ** 2 for v in values) / 2) ** 0.5
+    assert row["std"]["eval/global/accuracy"] == pytest.approx(deviation)
+    assert (result.folder / "trials.csv").read_text().count("\n") == 16
+
+
+def test_mlflow_has_a_parent_and_a_child_per_trial(make_sweep, tmp_path):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'sweep.db'}"
+    sweep = make_sweep(None, "tracking.enabled=true", f"tracking.uri={uri}", "federation.rounds=2")
+    result = run_sweep(sweep)
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("fedarena").experiment_id])
+    (parent,) = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in found if r is not parent]
+    assert len(children) == len(result.ended) == 5
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
+    assert {r.data.tags["fedarena.sweep"] for r in found} == {result.folder.name}
+    assert {r.data.tags["fedarena.method"] for r in children} == set(AXES["method"])
+    assert {r.data.params["method"] for r in children} == set(AXES["method"])
+    assert {r.info.status for r in found} == {"FINISHED"}
+    for child in children:
+        steps = client.get_metric_history(child.info.run_id, "eval/global/accuracy")
+        expected = 1 if child.data.params["method"] == "zs" else 3
+        assert len({point.step for point in steps}) == expected
+    names = {artifact.path for artifact in client.list_artifacts(children[0].info.run_id)}
+    assert {"config.yaml", "population.png", "summary.json"} <= names
+    run_sweep(sweep)
+    assert len(client.search_runs([parent.info.experiment_id])) == 6
+
+
+def test_plan_tells_states_and_bytes_and_computes_nothing(make_sweep, tmp_path):
+    sweep = make_sweep()
+    (tmp_path / "small.yaml").write_text(to_yaml(sweep))
+    words = ["plan", str(tmp_path / "small.yaml")]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "5 (0 tuning, 5 test)" in done.output
+    assert "0 finished, 0 partly done, 5 new" in done.output
+    assert "unknown" in done.output
+    assert not (tmp_path / "runs").exists()
+    result = run_sweep(sweep)
+    done = CliRunner().invoke(main, words)
+    assert "5 finished, 0 partly done, 0 new" in done.output
+    total = result.trials["comm/up_bytes"].sum() + result.trials["comm/down_bytes"].sum()
+    assert f"{total / 1e6:.1f}" in done.output
+
+
+def test_sweep_and_resume_are_commands(make_sweep, tmp_path):
+    sweep = make_sweep()
+    (tmp_path / "small.yaml").write_text(to_yaml(sweep))
+    done = CliRunner().invoke(main, ["sweep", str(tmp_path / "small.yaml"), "seeds=2"])
+    assert done.exit_code == 0, done.output
+    assert "10/10" in done.output
+    for word in ("promptfl", "±", "fedarena ui", "trials.csv"):
+        assert word in done.output
+    words = ["resume", "sweep", "--folder", str(tmp_path / "runs")]
+    again = CliRunner().invoke(main, words)
+    assert again.exit_code == 0, again.output
+    assert "10 trials: 10 reused" in again.output
+    assert find_sweep("nothing", tmp_path / "runs") is None
+
+
+def on_ray(make_sweep, *overrides, **settings):
+    ray = ("resources.executor=ray", "resources.slice.cpus=0.5", *overrides)
+    return make_sweep(settings.pop("axes", None), *ray, **settings)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_on_ray_a_sweep_gives_the_same_bits_and_shares_warm_actors(make_sweep, tmp_path):
+    fedarena = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
+    tuning = {"trials_per_method": 2}
+    settings = {"tuning": tuning, "axes": TUNED, "seeds": 2, "folder": "ray"}
+    swept = on_ray(make_sweep, "federation.rounds=6", **settings)
+    (tmp_path / "swept.yaml").write_text(to_yaml(swept))
+    command = [*fedarena, "sweep", str(tmp_path / "swept.yaml")]
+    driver = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    for line in driver.stdout:
+        if line.startswith("4/"):
+            os.kill(driver.pid, signal.SIGKILL)
+            break
+    driver.wait()
+    done = {p.parent: p.stat().st_mtime_ns for p in (tmp_path / "ray").glob("*/DONE")}
+    assert 0 < len(done) < 12
+    resumed = subprocess.run(
+        [*fedarena, "resume", "sweep", "--folder", str(tmp_path / "ray")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "ray" not in resumed.stderr.lower(), resumed.stderr
+    for run, stamp in done.items():
+        assert (run / "DONE").stat().st_mtime_ns == stamp
+    inline = make_sweep(TUNED, "federation.rounds=6", tuning=tuning, seeds=2, folder="inline")
+    run_sweep(inline)
+    assert records_of(tmp_path / "ray") == records_of(tmp_path / "inline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,46 @@ def release(slices: Slices) -> None:
     from ray.util.placement_group import remove_placement_group
 
     remove_placement_group(slices.group)
+
+
+def gpu_memory() -> float:
+    """Bytes of the smallest GPU of the connected cluster, as ``nvidia-smi`` tells on each node.
+
+    ResourceError with the node's address where a node with GPUs does not tell.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def ask(node: str) -> Any:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        task = ray.remote(_nvidia_memory).options(num_cpus=0, scheduling_strategy=there)
+        return task.remote()
+
+    asked = {
+        f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})": ask(node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU")
+    }
+    found: dict[str, list[float]] = {
+        address: ray.get(reference) for address, reference in asked.items()
+    }
+    if silent := sorted(address for address, sizes in found.items() if not sizes):
+        raise ResourceError(
+            f"resources.slice = auto needs to know how much memory a GPU has, and nvidia-smi does "
+            f"not tell on node {', '.join(silent)}. Give the share, such as resources.slice.gpus="
+            "0.25."
+        )
+    return min(size for sizes in found.values() for size in sizes)
+
+
+def _nvidia_memory() -> list[float]:
+    """Bytes of each NVIDIA GPU of this machine; empty where none can be asked."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [float(line) * 2**20 for line in told.stdout.split("\n") if line.strip()]
 
 
 def cluster_nodes() -> list[dict[str, float]]:

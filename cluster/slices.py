@@ -17,6 +17,22 @@ def slice_bundle(cpus: float, gpus: float, memory_gb: float) -> Bundle:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
+def equal_shares(need_bytes: float, gpu_bytes: float, most: int) -> float:
+    """The largest equal share of a GPU, 1/n with n up to ``most``, of which n fit in its memory.
+
+    ResourceError where even a whole GPU is too small. Rounded down to the 1/10,000 that Ray counts
+    in, so that n of them are never more than one GPU.
+    """
+    num = min(most, math.floor(gpu_bytes / need_bytes))
+    if num < 1:
+        raise ResourceError(
+            f"one client actor needs about {need_bytes / 2**30:.1f} GiB of GPU memory; a GPU of "
+            f"this cluster has {gpu_bytes / 2**30:.1f} GiB to give. Make resources.group_size "
+            "smaller, take a smaller backbone or fewer classes, or use larger GPUs."
+        )
+    return math.floor(10_000 / num) / 10_000
+
+
 def slices_on(node: Mapping[str, float], bundle: Bundle) -> int:
     """How many slices fit on a node with these resources at once."""
     shares = [node.get(name, 0.0) / amount for name, amount in bundle.items()]

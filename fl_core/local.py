@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.federation import Federation, LocalResult, Trained
-from fl_core.federation.base import Penalty, with_scope
-from fl_core.learners import Learner
+from fl_core.federation.base import Penalty, Step, TakeStep, where, with_scope
+from fl_core.learners import HasClassFeatures, Learner
 from fl_core.optim import SGD, Optimizer, Schedule, clip_by_norm, decay
 from fl_core.seeds import generator
 from fl_core.types import Batch, Params, Scope
@@ -99,7 +100,7 @@ class Work(NamedTuple):
 
     rows: [G, S, B] into the problem's examples; mask: [G, S, B], 0 where a row only fills up;
     active: [G, S], false where a client has no step left; lr: [G, S]; views: [G, S, B], the view
-    of each example.
+    of each example; clients: [G], their numbers.
     """
 
     rows: Tensor
@@ -107,6 +108,7 @@ class Work(NamedTuple):
     active: Tensor
     lr: Tensor
     views: Tensor
+    clients: Tensor
 
 
 class Moment(NamedTuple):
@@ -156,7 +158,7 @@ def plan_work(
             rows[lane, step, : len(batch)] = batch
             mask[lane, step, : len(batch)] = 1.0
             lr[lane, step] = learning_rate(training, moment, step / steps[lane])
-    return Work(rows, mask, active, lr, views)
+    return Work(rows, mask, active, lr, views, torch.tensor(list(clients), dtype=torch.int64))
 
 
 def learning_rate(training: Training, moment: Moment, done: float) -> float:
@@ -173,12 +175,11 @@ def blank_lanes(work: Work, lanes: Sequence[int]) -> Work:
     """The same work with some lanes idle: shapes, and so the other lanes' bits, stay."""
     keep = torch.ones(len(work.rows), dtype=torch.bool)
     keep[list(lanes)] = False
-    return Work(
-        work.rows * keep[:, None, None],
-        work.mask * keep[:, None, None],
-        work.active & keep[:, None],
-        work.lr * keep[:, None],
-        work.views,
+    return work._replace(
+        rows=work.rows * keep[:, None, None],
+        mask=work.mask * keep[:, None, None],
+        active=work.active & keep[:, None],
+        lr=work.lr * keep[:, None],
     )
 
 
@@ -198,22 +199,30 @@ def train_group(
     """
     all_active = work.active.all(dim=0).tolist()
     device = problem.labels.device
+    fresh = _fresh_starts(problem, moment, work.clients) if rule.fresh_start else {}
     work = Work(*(t.to(device) for t in work))
     specs = problem.learner.tensors(problem.initial)
     scopes = rule.scopes(specs, moment.round)
 
-    def client_round(state: Params, own: Work) -> LocalResult:
-        loop = _Loop(problem, training, own, all_active, scopes, moment.round)
+    def client_round(state: Params, own: Work, fresh: Params) -> LocalResult:
+        loop = _Loop(problem, training, own, all_active, scopes, moment.round, fresh)
         return rule.local_round(broadcast, state, loop)
 
     if problem.groupable:
-        return torch.vmap(client_round)(states, work)
+        return torch.vmap(client_round)(states, work, fresh)
     lanes = [
-        client_round({n: t[g] for n, t in states.items()}, Work(*(t[g] for t in work)))
+        client_round(lane(states, g), Work(*(t[g] for t in work)), lane(fresh, g))
         for g in range(len(work.rows))
     ]
-    stacked = (stack([lane[part] for lane in lanes]) for part in range(len(LocalResult._fields)))
+    stacked = (stack([one[part] for one in lanes]) for part in range(len(LocalResult._fields)))
     return LocalResult(*stacked)
+
+
+def _fresh_starts(problem: Problem, moment: Moment, clients: Tensor) -> Params:
+    """A first model of its own for each of G clients, [G, ...]: the same in every round."""
+    draws = (generator(moment.seed, "fresh start", client) for client in clients.tolist())
+    starts = stack([problem.learner.init(problem.frozen, draw) for draw in draws])
+    return {name: tensor.to(problem.initial[name]) for name, tensor in starts.items()}
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,7 @@ class _Loop:
     all_active: Sequence[bool]
     scopes: Mapping[str, Scope]
     round: int
+    fresh: Params
 
     @property
     def num_steps(self) -> Tensor:
@@ -235,7 +245,15 @@ class _Loop:
     def lr(self) -> Tensor:
         return self.work.lr[0] if len(self.work.lr) else self.work.lr.new_ones(())
 
-    def __call__(self, start: Params, penalty: Penalty | None = None) -> Trained:
+    def features(self, params: Params) -> Tensor:
+        learner = self.problem.learner
+        if not isinstance(learner, HasClassFeatures):
+            raise ConfigError(f"learner={learner.name} has no class features.")
+        return learner.features(params, self.problem.frozen)
+
+    def __call__(
+        self, start: Params, penalty: Penalty | None = None, step: TakeStep | None = None
+    ) -> Trained:
         fixed = with_scope(start, self.scopes, "frozen")
         params = {name: tensor for name, tensor in start.items() if name not in fixed}
         learner, optimizer = self.problem.learner, self.training.optimizer
@@ -247,24 +265,24 @@ class _Loop:
         gradient = torch.func.grad(objective, has_aux=True)
         opt_state = optimizer.init(params)
         total_loss = self.work.lr.new_zeros(())
-        for step, nobody_waits in enumerate(self.all_active):
+        carried = params if step else {}
+        for index, nobody_waits in enumerate(self.all_active):
             work = self.work
-            batch = self.problem.batch(work.rows[step], work.mask[step], work.views[step])
-            grads, loss = gradient(params, batch)
+            batch = self.problem.batch(work.rows[index], work.mask[index], work.views[index])
+            of_batch = partial(gradient, batch=batch)
+            taken = step(params, carried, of_batch) if step else Step(*of_batch(params))
+            grads, loss = taken.gradient, taken.loss
             if self.training.max_grad_norm:
                 grads = clip_by_norm(grads, self.training.max_grad_norm)
-            active = self.work.active[step]
-            new = self._step(params, grads, opt_state, step)
-            if nobody_waits:
-                params, opt_state = new
-            else:
-                params, opt_state = (
-                    _where(active, new[0], params),
-                    _where(active, new[1], opt_state),
-                )
+            active = work.active[index]
+            (new, state), kept = self._step(params, grads, opt_state, index), taken.carried
+            if not nobody_waits:
+                new, state = where(active, new, params), where(active, state, opt_state)
+                kept = where(active, kept, carried)
+            params, opt_state, carried = new, state, kept
             total_loss = total_loss + torch.where(active, loss, 0.0)
         mean_loss = total_loss / self.work.active.sum().clamp(min=1)
-        return Trained({**fixed, **params}, {"train/loss": mean_loss})
+        return Trained({**fixed, **params}, {"train/loss": mean_loss}, carried)
 
     def _step(
         self, params: Params, grads: Params, opt_state: Params, step: int
@@ -273,13 +291,14 @@ class _Loop:
         return self.training.optimizer.step(params, grads, opt_state, lr)
 
 
-def _where(condition: Tensor, new: Params, old: Params) -> Params:
-    return {name: torch.where(condition, new[name], old[name]) for name in new}
-
-
 def stack(lanes: Sequence[Params]) -> Params:
     """Clients' tensors side by side: each [...] becomes [G, ...]."""
     return {name: torch.stack([lane[name] for lane in lanes]) for name in lanes[0]}
+
+
+def lane(stacked: Params, index: int) -> Params:
+    """One client's tensors among those of a group."""
+    return {name: tensor[index] for name, tensor in stacked.items()}
 
 
 def check_pair(learner: Learner, rule: Federation, training: Training) -> None:

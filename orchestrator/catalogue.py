@@ -9,10 +9,11 @@ from fl_core.errors import ConfigError, did_you_mean
 from fl_core.federation import FEDERATIONS
 from fl_core.learners import LEARNERS
 from fl_core.wire import CODECS
+from orchestrator.methods import listed
 from scenarios.data.catalogue import PACKAGED_BACKBONES, PACKAGED_DATASETS
 from scenarios.partitions import Partition
 
-KINDS = ("learners", "federations", "scenarios", "codecs", "backbones", "datasets")
+KINDS = ("methods", "learners", "federations", "scenarios", "codecs", "backbones", "datasets")
 ELSEWHERE = {
     "backbones": [
         ("any open_clip name", "with backbone.pretrained: a tag, a file, or random"),
@@ -23,9 +24,11 @@ ELSEWHERE = {
 
 
 def entries(kind: str) -> list[tuple[str, str]]:
-    """(name, line) of every learner, federation, partition, codec, backbone or data set."""
+    """(name, line) of every method, learner, federation, partition, codec, backbone or data set."""
     packaged: list[tuple[str, str]] = []
     match kind:
+        case "methods":
+            return listed()
         case "learners":
             return [(learner.name, _line(learner, module=True)) for learner in LEARNERS]
         case "federations":

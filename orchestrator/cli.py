@@ -10,12 +10,14 @@ import click
 
 from orchestrator.compare_command import compare
 from orchestrator.data_commands import data
+from orchestrator.report_command import export, report, runs, show
+from orchestrator.submit_command import stop, submit
 from orchestrator.sweep_command import plan, resume_sweep, sweep
 
 if TYPE_CHECKING:
     from orchestrator.config import ExperimentConfig
 
-KINDS = ("learners", "federations", "scenarios", "codecs", "backbones", "datasets")
+KINDS = ("methods", "learners", "federations", "scenarios", "codecs", "backbones", "datasets")
 
 
 class _Errors(click.Group):
@@ -120,7 +122,13 @@ def doctor(address: str | None) -> None:
 
 main.add_command(compare)
 main.add_command(data)
+main.add_command(export)
 main.add_command(plan)
+main.add_command(report)
+main.add_command(runs)
+main.add_command(show)
+main.add_command(stop)
+main.add_command(submit)
 main.add_command(sweep)
 
 

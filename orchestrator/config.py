@@ -137,22 +137,37 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class AutoSlice:
+    """One CPU where the cluster has no GPU; else the share of a GPU that the work needs.
+
+    ``resolve`` puts the slice that it comes to in its place.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+    cpus: ClassVar[float] = 1.0
+    gpus: ClassVar[float] = 0.0
+    memory_gb: ClassVar[float] = 0.0
+    name: Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
 class Resources:
     """Where the work runs. Nothing here changes a result, save ``group_size`` and ``threads``.
 
     executor: ``ray``, or ``inline`` for this process (debugger, notebook). address: a running Ray
     cluster; None starts a local one. clients_per_actor: how many clients share one actor: 1 is one
-    actor per client, ``auto`` as many actors as the cluster has slices. group_size: clients that
-    are trained as one batch; ``auto`` takes a quarter of the cohort, at most 16. threads: CPU
-    threads of each actor. retries: how often a client that failed is tried again before it is
-    dropped. timeout_s: seconds after which a silent actor is replaced.
+    actor per client, ``auto`` as many actors as the cluster has slices. slice: what one
+    actor owns; ``auto`` goes by what the work needs. group_size: clients that are trained as one
+    batch; ``auto`` takes a quarter of the cohort, at most 16. threads: CPU threads of each actor.
+    retries: how often a client that failed is tried again before it is dropped. timeout_s: seconds
+    after which a silent actor is replaced.
     """
 
     __pydantic_config__: ClassVar = FORBID
     executor: Literal["ray", "inline"] = "ray"
     address: str | None = None
     clients_per_actor: int | Literal["auto"] = "auto"
-    slice: Slice = field(default_factory=Slice)
+    slice: Slice | AutoSlice = field(default_factory=Slice)
     group_size: int | Literal["auto"] = "auto"
     threads: int = 1
     retries: int = 1

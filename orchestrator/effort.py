@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from fl_core.federation import Centralised, Federation, LocalOnly, Trained
-from fl_core.federation.base import Penalty
+from fl_core.federation.base import Penalty, TakeStep
 from fl_core.local import Training
 from fl_core.types import Params, Scope, TensorSpec
 from orchestrator.checkpoint import RoundRecord
@@ -52,20 +52,22 @@ def measure_effort(
     """
     trained = population.participants()
     counts = (trained.pooled() if config.federation.pooled else trained).num_examples.tolist()
-    times = trainings_per_round(config.federation)
-    clients = [client for record in records for client in record.accepted]
-    examples = sum(examples_per_round(config.training, counts[client]) for client in clients)
-    steps = sum(config.training.num_steps(counts[client]) for client in clients)
-    return Effort(times * examples / sum(counts), times * steps)
+    examples = steps = 0
+    for record in records:
+        times = trainings_per_round(config.federation, record.round)
+        held = [counts[client] for client in record.accepted]
+        examples += times * sum(examples_per_round(config.training, n) for n in held)
+        steps += times * sum(config.training.num_steps(n) for n in held)
+    return Effort(examples / sum(counts), steps)
 
 
-def trainings_per_round(rule: Federation) -> int:
-    """How often a rule has a client take its local steps in one round."""
+def trainings_per_round(rule: Federation, round: int = 1) -> int:
+    """How often a rule has a client take its local steps in this round."""
     params: Params = {"tensor": torch.zeros(1)}
     specs = {"tensor": TensorSpec()}
     many = 1_000_000  # clients; some rules refuse a population that is too small for them
     server = rule.init_server(params, specs, many)
-    counter = _Counter(rule.scopes(specs, 0))
+    counter = _Counter(rule.scopes(specs, round), params, round)
     rule.local_round(rule.broadcast(server), rule.init_client(params, specs), counter)
     return counter.num_calls
 
@@ -73,14 +75,24 @@ def trainings_per_round(rule: Federation) -> int:
 class _Counter:
     """A ``Train`` that trains nothing, and counts how often it is asked to."""
 
-    round = 0
     num_steps = torch.ones(())
     lr = torch.ones(())
 
-    def __init__(self, scopes: dict[str, Scope]) -> None:
-        self.scopes, self.num_calls = scopes, 0
+    def __init__(self, scopes: dict[str, Scope], fresh: Params, round: int) -> None:
+        self.scopes, self.fresh, self.round, self.num_calls = scopes, fresh, round, 0
 
-    def __call__(self, start: Params, penalty: Penalty | None = None) -> Trained:
+    def features(self, params: Params) -> torch.Tensor:
+        return torch.zeros(1, 1)
+
+    def gradient(self, params: Params) -> tuple[Params, torch.Tensor]:
+        self.num_calls += 1
+        return params, torch.zeros(())
+
+    def __call__(
+        self, start: Params, penalty: Penalty | None = None, step: TakeStep | None = None
+    ) -> Trained:
+        if step:
+            return Trained(start, {}, step(start, start, self.gradient).carried)
         self.num_calls += 1
         return Trained(start, {"train/loss": torch.zeros(())})
 

@@ -25,7 +25,8 @@ import yaml
 
 from fl_core.errors import ConfigError
 from fl_core.local import check_pair
-from orchestrator.config import ExperimentConfig
+from orchestrator.config import AutoSlice, ExperimentConfig
+from orchestrator.methods import write_out
 from orchestrator.reading import ROOT, Reader
 from orchestrator.schema import leaves, plain, slots
 from orchestrator.yaml_text import Dumper, read_yaml
@@ -62,7 +63,7 @@ def load_config(
     reader = Reader()
     for override in overrides:
         raw = reader.override(raw, override)
-    config = reader.section(ROOT, raw, "")
+    config = reader.section(ROOT, write_out(raw, reader.note), "")
     if not isinstance(config, ExperimentConfig):
         config = ExperimentConfig()
     known_bad = reader.bad_paths
@@ -81,13 +82,14 @@ def check(config: ExperimentConfig) -> list[str]:
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with nothing left open: name, group size, absolute paths and URI.
+    """The same experiment with nothing left open: name, group size, slice, absolute paths and URI.
 
+    A slice that is ``auto`` looks at the cluster, and on one with GPUs at data and backbone.
     ConfigError where the config (made in Python, say) has a fault that ``load_config`` would find.
     """
     config = load_config(to_dict(config))
     parts = (config.learner.name, config.federation.name, f"s{config.seed}")
-    return replace(
+    resolved = replace(
         config,
         name="-".join(parts) if config.name is None else config.name,
         resources=replace(config.resources, group_size=_group_size(config)),
@@ -95,6 +97,11 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
         folder=config.folder.expanduser().absolute(),
         store=config.store.expanduser().absolute(),
     )
+    if isinstance(config.resources.slice, AutoSlice):
+        from orchestrator.sizing import sized
+
+        return sized(resolved)
+    return resolved
 
 
 def config_hash(config: ExperimentConfig) -> str:

@@ -45,13 +45,7 @@ def load_run(name: str, folder: Path, overrides: Sequence[str] = ()) -> Experime
 
     StateError where there is none, or where ``overrides`` would change what it computes.
     """
-    path = Path(name) if (Path(name) / "config.yaml").exists() else folder / name
-    if not (path / "config.yaml").exists():
-        known = sorted(p.parent.name for p in folder.glob("*/config.yaml"))
-        raise StateError(
-            f"{path} holds no run. Known in {folder}: {', '.join(known) or 'none'}. Name one of "
-            "them, or pass --folder."
-        )
+    path = find_run(name, folder)
     old = load_config(path / "config.yaml")
     new = resolve(load_config(path / "config.yaml", overrides))
     if changed := difference(old, new):
@@ -61,6 +55,21 @@ def load_run(name: str, folder: Path, overrides: Sequence[str] = ()) -> Experime
             "\nLeave them out to go on with it, or start a new run with `fedarena run`."
         )
     return new
+
+
+def find_run(name: str, folder: Path) -> Path:
+    """The folder of an earlier run, by its name under ``folder`` or by its path.
+
+    StateError where there is none.
+    """
+    path = Path(name) if (Path(name) / "config.yaml").exists() else folder / name
+    if not (path / "config.yaml").exists():
+        known = sorted(p.parent.name for p in folder.glob("*/config.yaml"))
+        raise StateError(
+            f"{path} holds no run. Known in {folder}: {', '.join(known) or 'none'}. Name one of "
+            "them, or pass --folder."
+        )
+    return path
 
 
 @contextmanager
@@ -89,7 +98,7 @@ def _run_one(session: Session, config: ExperimentConfig, listen: Listener | None
                 tracking.put(event.record)
             if listen is not None:
                 listen(config, event)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter is what SIGTERM becomes under Ray
         _close(tracking, "KILLED")
         raise
     except Exception:

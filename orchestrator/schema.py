@@ -50,9 +50,10 @@ def slots(kind: type) -> Mapping[str, Slot]:
         optional = types.NoneType in members
         if kinds and len(kinds) + optional < len(members):
             raise TypeError(f"{kind.__name__}.{field.name}: a section or a value, not either.")
-        if len(kinds) > 1 and len({tag_of(k) for k in kinds} - {None}) < len(kinds):
-            raise TypeError(f"{kind.__name__}.{field.name}: each type needs a name of its own.")
         default = field.default if field.default_factory is MISSING else field.default_factory()
+        nameless = [k for k in kinds if tag_of(k) is None and k is not type(default)]
+        if len(kinds) > 1 and (nameless or len({tag_of(k) for k in kinds}) < len(kinds)):
+            raise TypeError(f"{kind.__name__}.{field.name}: each type needs a name of its own.")
         found[field.name] = Slot(
             hint=hints[field.name],
             kinds=kinds,

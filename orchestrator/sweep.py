@@ -97,7 +97,7 @@ class SweepRunner:
             self.agenda.take(trial)
             if trial.hash in self._twins:  # the same experiment is at work
                 self._twins[trial.hash].append(trial)
-            elif self._is_done(trial) and not self.is_scheduled(trial):
+            elif self._is_done(trial):
                 self._settle(trial, "reused")
             else:
                 self._twins[trial.hash] = []
@@ -105,6 +105,14 @@ class SweepRunner:
                     self.audience.progress(trial, {})
                 return trial
         return None
+
+    def settle(self) -> bool:
+        """Take what is finished already from its folder; whether any trial has to run."""
+        while done := [t for t in self.agenda.ready if self._is_done(t)]:
+            for trial in done:
+                self.agenda.take(trial)
+                self._settle(trial, "reused")
+        return bool(self.agenda.ready)
 
     def order(self, trial: Trial) -> Order:
         return Order(self.config(trial), self.is_scheduled(trial), self._stops.get(trial.key))
@@ -160,7 +168,8 @@ class SweepRunner:
         self.store.write_text(CHOICES_FILE, json.dumps(choices, indent=1))
 
     def _is_done(self, trial: Trial) -> bool:
-        return (self.run_of(trial) / "DONE").exists()
+        """Whether its run is finished; a scheduler has to be told of its rounds all the same."""
+        return not self.is_scheduled(trial) and (self.run_of(trial) / "DONE").exists()
 
 
 def run_sweep(sweep: SweepConfig, *, audience: Audience | None = None) -> SweepResult:
@@ -183,45 +192,50 @@ def _run(
     runner = SweepRunner(Agenda(design), store, audience)
     if audience is not None:
         audience.expect(runner.agenda.total)
-    todo = [t for t in trials if not (runner.run_of(t) / "DONE").exists()]
-    first = trials[0].config
-    on_ray = bool(todo) and first.resources.executor == "ray"
-    with ThreadPoolExecutor(1) as pool:
-        tracking = first.tracking
-        check = (
-            pool.submit(preflight, str(tracking.uri), tracking.experiment)
-            if tracking.enabled
-            else None
-        )
-        survey = Survey()
-        survey.check(t.config for t in todo)
-        if on_ray:
-            connect(first.resources.address)
-        shapes = Shapes(len(todo)) if on_ray else None
-        if shapes is not None:
-            for trial in todo:
-                shapes(trial)
-        if check is not None:
-            check.result()
-    store.write_sweep(design.sweep)
-    missing = survey.missing_features()
-    fill_store(missing, audience.prepare if audience is not None else lambda progress: None)
-    del survey
+    shapes = _look_over(runner, trials)
+    tracking = trials[0].config.tracking
     status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
+    store.write_sweep(design.sweep)
     try:
         if tracking.enabled:
             runner.tracker = SweepTracker(str(tracking.uri), tracking.experiment, store, design)
-        if shapes is not None:
-            run_on_tune(runner, shapes)
-        else:
-            run_inline(runner)
+        if runner.settle():
+            if shapes is None:
+                run_inline(runner)
+            else:
+                run_on_tune(runner, shapes)
         result = SweepResult.collect(design, runner.agenda, list(runner.ended.values()), store)
         result.write()
-        status = "FAILED" if result.failed else "FINISHED"
+        status = "FAILED" if result.failed or result.lost else "FINISHED"
     finally:
         if runner.tracker is not None:
             runner.tracker.close(status)
     return result
+
+
+def _look_over(runner: SweepRunner, trials: list[Trial]) -> Shapes | None:
+    """Refuse what cannot run, and compute the features; None where no trial needs Ray.
+
+    trials: one for each that is left to run, and more; only tuning knows the others.
+    """
+    first, audience = trials[0].config, runner.audience
+    todo = [t for t in trials if not (runner.run_of(t) / "DONE").exists()]
+    is_tuned = any(axis.is_tuned for axis in runner.agenda.design.sweep.axes.values())
+    survey, shapes = Survey(), None
+    with ThreadPoolExecutor(1) as pool:  # MLflow's import and Ray's start take seconds each
+        target = (str(first.tracking.uri), first.tracking.experiment)
+        check = pool.submit(preflight, *target) if first.tracking.enabled else None
+        survey.check(trial.config for trial in todo)
+        if first.resources.executor == "ray" and (todo or is_tuned):
+            connect(first.resources.address)
+            shapes = Shapes(runner.agenda.total)
+            for trial in trials:
+                shapes(trial)
+        if check is not None:
+            check.result()
+    listen = audience.prepare if audience is not None else lambda progress: None
+    fill_store(survey.missing_features(), listen)
+    return shapes
 
 
 def run_inline(runner: SweepRunner) -> None:

@@ -246,3 +246,8 @@ def label(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "+".join(map(label, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def section_name(raw: Any) -> Any:
+    """The type that a section asks for, None where it leaves that open."""
+    return raw.get("name") if isinstance(raw, Mapping) else raw

@@ -16,14 +16,13 @@ from fl_core.seeds import derive
 from orchestrator.config import ExperimentConfig
 from orchestrator.loading import config_hash, load_config, resolve
 from orchestrator.reading import ROOT, put
-from orchestrator.sweep_config import METHOD, Axis, SweepConfig, label
+from orchestrator.sweep_config import METHOD, Axis, SweepConfig, label, section_name
 
 Values = Mapping[str, Any]
 """By axis: a value, or the name of a variant."""
 
 Stage = Literal["tuning", "test"]
-ATTEMPTS_PER_POINT = 50
-"""Draws after which a small space is taken to be exhausted."""
+ATTEMPTS_PER_POINT = 50  # after so many draws a small space is taken to be exhausted
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,12 @@ class Design:
             return label(cell[METHOD])
         raw = self._raw(cell)
         usual = {"learner": CoOp.name, "federation": FedAvg.name}
-        return "-".join(label(cell.get(n) or _name(raw.get(n)) or usual[n]) for n in usual)
+        return "-".join(label(cell.get(n) or section_name(raw.get(n)) or usual[n]) for n in usual)
 
     @cached_property
     def groups(self) -> list[Group]:
-        tuning, found = self.sweep.tuning, {}
+        tuning = self.sweep.tuning
+        found: dict[str, list[dict[str, Any]]] = {}
         for cell in self.cells:
             method = self.method(cell)
             shown = "" if tuning is None or tuning.per == "method" else f" {self._shown(cell)}"
@@ -291,10 +291,6 @@ def flattened(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         return
     for key in sorted(value, key=lambda key: key != "name"):
         yield from flattened(f"{path}.{key}", value[key])
-
-
-def _name(raw: Any) -> Any:
-    return raw.get("name") if isinstance(raw, Mapping) else raw
 
 
 def file_name(text: str) -> str:

@@ -151,17 +151,17 @@ def _table(result: SweepResult) -> Table:
     metrics = {k: v for k, v in METRICS.items() if v[0] in result.summary["mean"]}
     for name in metrics:
         table.add_column(name, justify="right", no_wrap=True)
-    rows = [
-        (key if isinstance(key, tuple) else (key,), row) for key, row in result.summary.iterrows()
-    ]
-    cells = list(dict.fromkeys(key[1:] for key, _ in rows))
+    summary = result.summary
+    keys = list(summary.index.to_frame().itertuples(index=False, name=None))
+    cells = list(dict.fromkeys(key[1:] for key in keys))
     for cell in cells:
-        for key, (_, row) in [r for r in rows if r[0][1:] == cell]:
+        for i in (i for i, key in enumerate(keys) if key[1:] == cell):
+            row = summary.iloc[i]
             values = [
                 _mean(row["mean"][metric] * scale, row["std"][metric] * scale, name)
                 for name, (metric, scale) in metrics.items()
             ]
-            table.add_row(*key, str(int(row["count"]["rounds"])), *values)
+            table.add_row(*keys[i], str(int(row["count"]["rounds"])), *values)
         if len(result.axes) and cell != cells[-1]:
             table.add_section()
     return table

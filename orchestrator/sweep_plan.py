@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -16,40 +13,13 @@ from cluster.slices import count_slices, slice_bundle
 from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.display import console, show_plan
-from orchestrator.experiment import Experiment
 from orchestrator.host import wanted_slots
-from orchestrator.plan import outline
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.sweep_design import Design, Trial
 from orchestrator.sweep_display import clock
+from orchestrator.sweep_forecast import PROCESS_BYTES, Forecast, forecast, measured_rates
 from orchestrator.sweep_state import Runs
 from orchestrator.sweep_survey import Survey
-
-PROCESS_BYTES = 350e6
-"""Private memory of a process that has imported torch and Ray, measured."""
-FLOATS_PER_TOKEN = 20
-"""Activations that training keeps per token, layer and unit of width of a text tower, about; for
-ViT-B/16 with 100 classes it gives the 0.2 GB per client that were measured."""
-TOKENS_PER_CLASS = 4
-"""Of a class name with its end, about; the context before it is computed once."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Median seconds that finished runs took. train: per client and round; score: per scoring."""
-
-    train: float
-    score: float
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What one trial is going to take. seconds: None where no run tells."""
-
-    rounds: int
-    sent_bytes: int
-    memory_bytes: float
-    seconds: float | None
 
 
 def show_experiment_plan(config: ExperimentConfig) -> None:
@@ -95,43 +65,6 @@ def show_sweep_plan(sweep: SweepConfig) -> None:
             "feature store": _stored(survey),
         }
     )
-
-
-def forecast(experiment: Experiment, rates: Mapping[tuple[str, str], Rates]) -> Forecast:
-    """From shapes, and from what runs of the same learner and backbone took per client round."""
-    config, run = experiment.config, outline(experiment)
-    ahead, rule = run.forecast, config.federation
-    rounds = ahead.rounds if run.initial else 0
-    num_clients = len(run.clients)
-    cohort = min(rule.clients_per_round or num_clients, num_clients)
-    every = config.evaluation.every
-    scorings = 1 + (rounds // every if every else min(rounds, 1))
-    rate = rates.get((config.learner.name, config.backbone.model))
-    seconds = None if rate is None else rounds * cohort * rate.train + scorings * rate.score
-    sent = ahead.total.up + ahead.total.down
-    return Forecast(rounds, sent, _memory(experiment, run.initial), seconds)
-
-
-def measured_rates(folder: Path) -> dict[tuple[str, str], Rates]:
-    """Of the finished runs in a folder, by (learner, backbone)."""
-    train: dict[tuple[str, str], list[float]] = {}
-    score: dict[tuple[str, str], list[float]] = {}
-    for done in folder.glob("*/DONE"):
-        config, records = _raw_config(done.parent), RunStore(done.parent).records()
-        learner, backbone = config.get("learner") or {}, config.get("backbone") or {}
-        key = (str(learner.get("name")), str(backbone.get("model")))
-        for record in records:
-            if record.accepted and "time/round_s" in record.metrics:
-                share = record.metrics["time/round_s"] / len(record.accepted)
-                train.setdefault(key, []).append(share)
-            if "time/eval_s" in record.metrics:
-                score.setdefault(key, []).append(record.metrics["time/eval_s"])
-    return {
-        key: Rates(
-            statistics.median(train.get(key, [0.0])), statistics.median(score.get(key, [0.0]))
-        )
-        for key in train.keys() | score.keys()
-    }
 
 
 def states_of(trials: Iterable[Trial]) -> dict[str, str]:
@@ -263,20 +196,6 @@ def _peak(trials: Sequence[Trial], known: Mapping[str, Forecast], at_once: int) 
     return at_once * (largest + PROCESS_BYTES)
 
 
-def _memory(experiment: Experiment, initial: Mapping[str, Any]) -> float:
-    """Bytes of one client actor: process, weights, features, and a group's states in training."""
-    config = experiment.config
-    group = config.resources.group_size
-    assert isinstance(group, int)  # resolved before the run
-    weights = sum(path.stat().st_size for path in experiment.backbone.folder.glob("*.safetensors"))
-    trained = sum(4 * tensor.numel() for tensor in initial.values())
-    text = experiment.backbone.info.get("text_cfg", {})
-    width, layers = text.get("width", 512), text.get("layers", 12)
-    tokens = TOKENS_PER_CLASS * len(experiment.population.classes)
-    activations = 4 * FLOATS_PER_TOKEN * tokens * width * layers if initial else 0
-    return float(PROCESS_BYTES + weights + group * (4 * trained + activations))
-
-
 def _count_states(trials: Sequence[Trial], states: Mapping[str, str]) -> str:
     held = [states[trial.key] for trial in trials]
     return ", ".join(f"{held.count(s)} {s}" for s in ("finished", "partly done", "new"))
@@ -285,14 +204,6 @@ def _count_states(trials: Sequence[Trial], states: Mapping[str, str]) -> str:
 def _stored(survey: Survey) -> str:
     held = list(survey.features().values())
     return f"holds {sum(held)} of {len(held)} kinds of features that are needed"
-
-
-def _raw_config(folder: Path) -> dict[str, Any]:
-    """A run's config as plain values, unchecked: it may come from another version."""
-    from orchestrator.yaml_text import read_yaml
-
-    raw = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
-    return raw if isinstance(raw, dict) else {}
 
 
 def _bundle(config: ExperimentConfig) -> dict[str, float]:

@@ -94,5 +94,5 @@ class SweepResult:
         store.write_text("trials.csv", self.trials.to_csv(index=False))
         flat = self.summary.copy()
         if not flat.empty:
-            flat.columns = [f"{name} {what}" for what, name in flat.columns]
+            flat.columns = [" ".join(reversed(column)) for column in flat.columns.to_flat_index()]
             store.write_text("summary.csv", flat.sort_index(axis=1).to_csv())

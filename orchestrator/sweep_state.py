@@ -101,19 +101,20 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._by_hash: dict[str, list[str]] = {}
+        self._names: dict[str, str] = {}
         for path in folder.glob("*/config.yaml"):
             self._by_hash.setdefault(path.parent.name.rpartition("-")[2], []).append(
                 path.parent.name
             )
 
     def name_for(self, trial: Trial) -> str:
-        """The name under which a trial's run stands, or will stand."""
-        known = self._by_hash.get(trial.hash[:8], [])
-        for run in sorted(known, key=lambda run: run != trial.key):  # its own name first
-            if run == trial.key or self._hash(run) == trial.hash:
-                return run.rpartition("-")[0]
-        self._by_hash.setdefault(trial.hash[:8], []).append(trial.key)
-        return trial.name
+        """The name under which a trial's run stands, or will stand; one for all its equals."""
+        if trial.hash not in self._names:
+            known = self._by_hash.get(trial.hash[:8], [])
+            same = [run for run in sorted(known) if self._hash(run) == trial.hash]
+            run = same[0] if same and trial.key not in same else trial.key
+            self._names[trial.hash] = run.rpartition("-")[0]
+        return self._names[trial.hash]
 
     def _hash(self, run: str) -> str | None:
         path = self.folder / run / "config.yaml"

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class SweepTracker:
                     continue
             if self._closing is not None and not due:
                 break
-            sent = [self._attempt(lambda c=child: self._send(c)) for child in due]
+            sent = [self._attempt(partial(self._send, child)) for child in due]
             if not all(sent):
                 if self._closing is not None:
                     return

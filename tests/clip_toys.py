@@ -11,7 +11,18 @@ import torch
 from torch.nn import functional as F
 
 from fl_core.backbones.clip import Clip, OpenClip, load_clip, prepare_clip
-from fl_core.learners import LEARNERS, CoCoOp, FedOTP, Learner, MaPLe, Plot, ProDA, ZeroShot
+from fl_core.learners import (
+    LEARNERS,
+    VPT,
+    CoCoOp,
+    FedOTP,
+    Learner,
+    MaPLe,
+    Plot,
+    ProDA,
+    PromptSRC,
+    ZeroShot,
+)
 from fl_core.local import Problem
 from fl_core.seeds import generator
 from fl_core.types import Task
@@ -26,6 +37,8 @@ MODEL = {
 SMALL = {
     ProDA: ProDA(num_prompts=4, num_tokens=4),
     MaPLe: MaPLe(depth=2),
+    VPT: VPT(num_tokens=2, depth=2),
+    PromptSRC: PromptSRC(depth=2),
     CoCoOp: CoCoOp(reduction=8),
     Plot: Plot(num_prompts=2, num_tokens=4, max_iterations=10),
     FedOTP: FedOTP(num_tokens=4, max_iterations=10),

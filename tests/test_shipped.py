@@ -10,9 +10,19 @@ import fedarena
 from orchestrator.catalogue import KINDS, entries
 from orchestrator.cli import main
 from orchestrator.loading import load_config, resolve, to_yaml
+from orchestrator.sweep_design import Design
+from orchestrator.sweep_loading import is_sweep, load_sweep
+from orchestrator.yaml_text import read_yaml
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+FILES = sorted((ROOT / "examples").glob("*.yaml"))
+EXAMPLES = [path for path in FILES if not is_sweep(read_yaml(path))]
+SWEEPS = [path for path in FILES if path not in EXAMPLES]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_trial_of_an_example_sweep_is_a_valid_experiment(path):
+    assert len(Design(load_sweep(path)).check()) > 1
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

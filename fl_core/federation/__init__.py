@@ -7,10 +7,13 @@ from fl_core.federation.centralised import Centralised
 from fl_core.federation.ditto import Ditto
 from fl_core.federation.fedavg import FedAvg
 from fl_core.federation.feddyn import FedDyn
+from fl_core.federation.fedoa import FedOA
 from fl_core.federation.fedopt import FedOpt
 from fl_core.federation.fedprox import FedProx
 from fl_core.federation.finetune import Finetune
 from fl_core.federation.local_only import LocalOnly
+from fl_core.federation.moon import Moon
+from fl_core.federation.pfedme import PFedMe
 from fl_core.federation.robust import Robust
 from fl_core.federation.scaffold import Scaffold
 
@@ -20,9 +23,12 @@ AnyFederation = (
     | Scaffold
     | FedOpt
     | FedDyn
+    | Moon
     | Robust
     | Ditto
     | Finetune
+    | FedOA
+    | PFedMe
     | LocalOnly
     | Centralised
 )
@@ -37,12 +43,15 @@ __all__ = [
     "Ditto",
     "FedAvg",
     "FedDyn",
+    "FedOA",
     "FedOpt",
     "FedProx",
     "Federation",
     "Finetune",
     "LocalOnly",
     "LocalResult",
+    "Moon",
+    "PFedMe",
     "Robust",
     "Scaffold",
     "Train",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fl_core.aggregation import Aggregator, WeightedMean, Weights
 from fl_core.checks import check_fields
+from fl_core.learners.base import HasClassFeatures
 from fl_core.types import Params, Scope, ServerState, TensorSpec
 
 if TYPE_CHECKING:
@@ -21,11 +22,30 @@ Penalty = Callable[[Params], Tensor]
 """A term that a rule adds to the learner's loss: a scalar function of the parameters."""
 
 
+Gradient = Callable[[Params], tuple[Params, Tensor]]
+"""Gradient and value of the learner's loss on the batch of a step, as a function of parameters."""
+
+
+class Step(NamedTuple):
+    """What a rule takes for the gradient of a step, a loss to report, and what it carries on."""
+
+    gradient: Params
+    loss: Tensor
+    carried: Params = {}  # noqa: RUF012
+
+
+TakeStep = Callable[[Params, Params, Gradient], Step]
+"""A rule's own step: from the parameters, what was carried (at first the parameters that the
+loop started from), and the batch's gradient."""
+
+
 class Trained(NamedTuple):
-    """Parameters after a client's local steps, and what was measured on the way (scalars)."""
+    """Parameters after a client's local steps, what was measured on the way (scalars), and what
+    the rule's own steps carried."""
 
     params: Params
     metrics: Params
+    carried: Params = {}  # noqa: RUF012
 
 
 class LocalResult(NamedTuple):
@@ -51,10 +71,20 @@ class Train(Protocol):
     def lr(self) -> Tensor:
         """The learning rate of the client's first step in this round, a scalar."""
 
-    def __call__(self, start: Params, penalty: Penalty | None = None) -> Trained:
+    @property
+    def fresh(self) -> Params:
+        """A first model drawn for this client alone, where the rule says ``fresh_start``."""
+
+    def features(self, params: Params) -> Tensor:
+        """The learner's class features [C, D]; ``class_feature_faults`` says who has none."""
+
+    def __call__(
+        self, start: Params, penalty: Penalty | None = None, step: TakeStep | None = None
+    ) -> Trained:
         """Take the client's local steps from ``start``.
 
-        Tensors whose scope is frozen this round come back as they went in.
+        Tensors whose scope is frozen this round come back as they went in. The optimiser follows
+        what ``step`` puts in the place of the batch's gradient, where a rule has one.
         """
 
 
@@ -86,6 +116,9 @@ class Federation(Protocol):
 
     communicates: ClassVar[bool]
     """Whether anything crosses the network, so that bytes are counted."""
+
+    fresh_start: ClassVar[bool]
+    """Whether a client's own first model is drawn for it, and read as ``Train.fresh``."""
 
     @property
     def name(self) -> str: ...
@@ -167,6 +200,11 @@ def with_scope(params: Params, scopes: Mapping[str, Scope], *wanted: Scope) -> P
     return {name: tensor for name, tensor in params.items() if scopes[name] in wanted}
 
 
+def where(condition: Tensor, new: Params, old: Params) -> Params:
+    """The tensors of ``new`` where the scalar condition holds, those of ``old`` elsewhere."""
+    return {name: torch.where(condition, new[name], old[name]) for name in new}
+
+
 def train_once(
     broadcast: Params, state: Params, train: Train, penalty: Penalty | None = None
 ) -> LocalResult:
@@ -176,7 +214,7 @@ def train_once(
     become the new private state.
     """
     model = {name: tensor for name, tensor in broadcast.items() if name in train.scopes}
-    params, metrics = train(model | personal_part(state), penalty)
+    params, metrics, _ = train(model | personal_part(state), penalty)
     shared = with_scope(params, train.scopes, "shared")
     update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
     own = as_personal(with_scope(params, train.scopes, "personal"))
@@ -200,6 +238,16 @@ def own_copy_faults(rule: str, learner: Learner) -> list[str]:
     ]
 
 
+def class_feature_faults(rule: str, learner: Learner) -> list[str]:
+    """Why a rule that compares class features cannot go with a learner that has none."""
+    if isinstance(learner, HasClassFeatures):
+        return []
+    return [
+        f"federation={rule} compares class features [C, D], and learner={learner.name} offers none "
+        "that no image changes: use a learner that trains one prompt, such as coop or kgcoop."
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Averaging(Rounds):
     """What rules that average shared tensors have in common; each rule's file says what differs.
@@ -209,6 +257,7 @@ class Averaging(Rounds):
 
     pooled: ClassVar[bool] = False
     communicates: ClassVar[bool] = True
+    fresh_start: ClassVar[bool] = False
     weights: Weights = "num_examples"
 
     def scopes(self, specs: Mapping[str, TensorSpec], round: int) -> dict[str, Scope]:

@@ -39,7 +39,7 @@ class Finetune(Averaging):
         return as_personal(params)
 
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
-        params, metrics = train(broadcast)
+        params, metrics, _ = train(broadcast)
         shared = with_scope(params, train.scopes, "shared")
         update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
         return LocalResult(update, as_personal(params), metrics)

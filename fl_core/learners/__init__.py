@@ -2,19 +2,22 @@
 
 from typing import get_args
 
-from fl_core.learners.base import Learner
+from fl_core.learners.base import HasClassFeatures, Learner
 from fl_core.learners.clip_adapter import ClipAdapter
 from fl_core.learners.cocoop import CoCoOp
 from fl_core.learners.coop import CoOp
 from fl_core.learners.fedclip import FedCLIP
 from fl_core.learners.fedotp import FedOTP
 from fl_core.learners.fedpgp import FedPGP
+from fl_core.learners.fedtpg import FedTPG
 from fl_core.learners.kgcoop import KgCoOp
 from fl_core.learners.maple import MaPLe
 from fl_core.learners.plot import Plot
 from fl_core.learners.proda import ProDA
 from fl_core.learners.prograd import ProGrad
 from fl_core.learners.promptfolio import PromptFolio
+from fl_core.learners.promptsrc import PromptSRC
+from fl_core.learners.vpt import VPT
 from fl_core.learners.zero_shot import ZeroShot
 
 AnyLearner = (
@@ -25,6 +28,9 @@ AnyLearner = (
     | ProGrad
     | ProDA
     | MaPLe
+    | VPT
+    | PromptSRC
+    | FedTPG
     | Plot
     | FedPGP
     | FedOTP
@@ -38,6 +44,7 @@ LEARNERS: tuple[type[AnyLearner], ...] = get_args(AnyLearner)
 
 __all__ = [
     "LEARNERS",
+    "VPT",
     "AnyLearner",
     "ClipAdapter",
     "CoCoOp",
@@ -45,6 +52,8 @@ __all__ = [
     "FedCLIP",
     "FedOTP",
     "FedPGP",
+    "FedTPG",
+    "HasClassFeatures",
     "KgCoOp",
     "Learner",
     "MaPLe",
@@ -52,5 +61,6 @@ __all__ = [
     "ProDA",
     "ProGrad",
     "PromptFolio",
+    "PromptSRC",
     "ZeroShot",
 ]

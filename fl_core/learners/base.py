@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +59,14 @@ class Learner(Protocol):
         Where ``params`` lacks the personal tensors, these are the scores of the shared model, as
         a client that nobody has seen would use it.
         """
+
+
+@runtime_checkable
+class HasClassFeatures(Protocol):
+    """A learner whose classes have features that no image changes, for rules that compare them."""
+
+    def features(self, params: Params, frozen: Any) -> Tensor:
+        """Normalised class features [C, D]; without the personal tensors, the shared model's."""
 
 
 def masked_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

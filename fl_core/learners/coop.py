@@ -67,9 +67,12 @@ class CoOp:
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
         return {"context": TensorSpec("shared")}
 
+    def features(self, params: Params, frozen: Prompts) -> Tensor:
+        return class_features(frozen, params["context"])
+
     def loss(self, params: Params, frozen: Prompts, batch: Batch) -> Tensor:
         return masked_cross_entropy(self.logits(params, frozen, batch.inputs), batch)
 
     def logits(self, params: Params, frozen: Prompts, inputs: Params) -> Tensor:
-        w = class_features(frozen, params["context"])  # [C, D]
+        w = self.features(params, frozen)  # [C, D]
         return frozen.scale * inputs["features"] @ w.mT  # [B, C]

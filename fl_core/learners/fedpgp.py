@@ -80,6 +80,9 @@ class FedPGP:
         own = {"left": TensorSpec("personal"), "right": TensorSpec("personal")}
         return shared | own if self.rank else shared
 
+    def features(self, params: Params, frozen: FedPGPFrozen) -> Tensor:
+        return class_features(frozen.prompts, personal_context(params))
+
     def loss(self, params: Params, frozen: FedPGPFrozen, batch: Batch) -> Tensor:
         if not self.mu:
             return masked_cross_entropy(self.logits(params, frozen, batch.inputs), batch)
@@ -91,7 +94,7 @@ class FedPGP:
         return masked_cross_entropy(logits, batch) + self.mu * contrast
 
     def logits(self, params: Params, frozen: FedPGPFrozen, inputs: Params) -> Tensor:
-        w = class_features(frozen.prompts, personal_context(params))  # [C, D]
+        w = self.features(params, frozen)  # [C, D]
         return frozen.prompts.scale * inputs["features"] @ w.mT  # [B, C]
 
 

@@ -65,8 +65,11 @@ class KgCoOp:
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
         return {"context": TensorSpec("shared")}
 
+    def features(self, params: Params, frozen: KgCoOpFrozen) -> Tensor:
+        return class_features(frozen.prompts, params["context"])
+
     def loss(self, params: Params, frozen: KgCoOpFrozen, batch: Batch) -> Tensor:
-        w = class_features(frozen.prompts, params["context"])  # [C, D]
+        w = self.features(params, frozen)  # [C, D]
         logits = frozen.prompts.scale * batch.inputs["features"] @ w.mT  # [B, C]
         loss = masked_cross_entropy(logits, batch)
         if not self.weight:
@@ -75,5 +78,5 @@ class KgCoOp:
         return loss + half * self.weight * ((w - frozen.reference) ** 2).sum(dim=-1).mean()
 
     def logits(self, params: Params, frozen: KgCoOpFrozen, inputs: Params) -> Tensor:
-        w = class_features(frozen.prompts, params["context"])  # [C, D]
+        w = self.features(params, frozen)  # [C, D]
         return frozen.prompts.scale * inputs["features"] @ w.mT  # [B, C]

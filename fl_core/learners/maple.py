@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fl_core.backbones.clip import Clip
-from fl_core.backbones.text_tower import FunctionalTower
 from fl_core.backbones.vision_tower import VisionTower
 from fl_core.checks import check_fields
-from fl_core.errors import ConfigError
 from fl_core.learners.base import masked_cross_entropy
 from fl_core.learners.prompts import (
     Prompts,
+    check_depth,
     first_context,
     normal,
     prepare_prompts,
@@ -60,19 +59,7 @@ class MaPLe:
         check_fields(self, num_tokens=">= 1", depth=">= 1")
 
     def prepare(self, backbone: Clip, task: Task) -> MaPLeFrozen:
-        text = backbone.text
-        if not isinstance(text, FunctionalTower) or not text.facts.causal:
-            raise ConfigError(
-                "learner=maple prompts inside the text tower, and needs a causal CLIP text tower: "
-                f"this model's is another ({backbone.info['text'].get('reason', 'not causal')})."
-            )
-        vision = backbone.vision_tower()
-        most = min(text.facts.layers, vision.layers)
-        if self.depth > most:
-            raise ConfigError(
-                f"depth = {self.depth} is not allowed: the text tower has {text.facts.layers} "
-                f"layers and the image tower {vision.layers}, so it must be at most {most}."
-            )
+        vision = check_depth(backbone, self.name, self.depth)
         classes = tuple(f"{self.frozen_text} {name}".strip() for name in task.classes)
         named = replace(task, classes=classes)
         prompts = prepare_prompts(backbone, named, self.num_tokens, self.init_text)
@@ -92,14 +79,19 @@ class MaPLe:
         deep = ("deep",) if self.depth > 1 else ()
         return dict.fromkeys(("context", *deep, "weight", "bias"), TensorSpec("shared"))
 
+    def features(self, params: Params, frozen: MaPLeFrozen) -> Tensor:
+        prompts = frozen.prompts
+        w = prompts.tower.encode(prompts.layout, params["context"], params.get("deep"))
+        return F.normalize(w, dim=-1)
+
     def loss(self, params: Params, frozen: MaPLeFrozen, batch: Batch) -> Tensor:
         return masked_cross_entropy(self.logits(params, frozen, batch.inputs), batch)
 
     def logits(self, params: Params, frozen: MaPLeFrozen, inputs: Params) -> Tensor:
         prompts, context, deep = frozen.prompts, params["context"], params.get("deep")
-        w = prompts.tower.encode(prompts.layout, context, deep)  # [C, D]
         text = context.unsqueeze(0)  # [J, M, d_t]
         text = text if deep is None else torch.cat([text, deep])
         seen = text @ params["weight"].mT + params["bias"].unsqueeze(1)  # [J, M, d_v]
         f = frozen.vision.encode(inputs["tokens"], seen[0], seen[1:])  # [B, D]
-        return prompts.scale * F.normalize(f, dim=-1) @ F.normalize(w, dim=-1).mT  # [B, C]
+        w = self.features(params, frozen)  # [C, D]
+        return prompts.scale * F.normalize(f, dim=-1) @ w.mT  # [B, C]

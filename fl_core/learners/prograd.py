@@ -66,6 +66,9 @@ class ProGrad:
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
         return {"context": TensorSpec("shared")}
 
+    def features(self, params: Params, frozen: ProGradFrozen) -> Tensor:
+        return class_features(frozen.prompts, params["context"])
+
     def loss(self, params: Params, frozen: ProGradFrozen, batch: Batch) -> Tensor:
         """Has the value of the cross entropy, and the projected gradient."""
 
@@ -82,7 +85,7 @@ class ProGrad:
         return with_gradient(ce, params, {"context": projected})
 
     def logits(self, params: Params, frozen: ProGradFrozen, inputs: Params) -> Tensor:
-        w = class_features(frozen.prompts, params["context"])  # [C, D]
+        w = self.features(params, frozen)  # [C, D]
         return frozen.prompts.scale * inputs["features"] @ w.mT  # [B, C]
 
     def _divergence(self, logits: Tensor, frozen: ProGradFrozen, batch: Batch) -> Tensor:

@@ -53,14 +53,17 @@ class PromptFolio:
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
         return {"context": TensorSpec("shared"), "own_context": TensorSpec("personal")}
 
+    def features(self, params: Params, frozen: Prompts) -> Tensor:
+        """The mixed features, which are not normalised again."""
+        if "own_context" not in params:
+            return class_features(frozen, params["context"])
+        both = torch.stack([params["context"], params["own_context"]])
+        w_shared, w_own = features_of_each(frozen, both)  # [C, D] each
+        return torch.lerp(w_shared, w_own, self.fraction)
+
     def loss(self, params: Params, frozen: Prompts, batch: Batch) -> Tensor:
         return masked_cross_entropy(self.logits(params, frozen, batch.inputs), batch)
 
     def logits(self, params: Params, frozen: Prompts, inputs: Params) -> Tensor:
-        if "own_context" in params:
-            both = torch.stack([params["context"], params["own_context"]])
-            w_shared, w_own = features_of_each(frozen, both)  # [C, D] each
-            w = torch.lerp(w_shared, w_own, self.fraction)
-        else:
-            w = class_features(frozen, params["context"])
+        w = self.features(params, frozen)  # [C, D]
         return frozen.scale * inputs["features"] @ w.mT  # [B, C]

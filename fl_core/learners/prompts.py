@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from fl_core.backbones.clip import Clip
 from fl_core.backbones.prompt_plan import Position
-from fl_core.backbones.text_tower import PromptLayout, TextTower
+from fl_core.backbones.text_tower import FunctionalTower, PromptLayout, TextTower
+from fl_core.backbones.vision_tower import VisionTower
+from fl_core.errors import ConfigError
 from fl_core.types import Task
 
 PROMPT_STD = 0.02
@@ -83,6 +85,24 @@ def features_of_each(prompts: Prompts, contexts: Tensor) -> Tensor:
     if prompts.tower.groupable:
         return torch.vmap(lambda context: class_features(prompts, context))(contexts)
     return torch.stack([class_features(prompts, context) for context in contexts])
+
+
+def check_depth(backbone: Clip, learner: str, depth: int) -> VisionTower:
+    """The image tower, where both towers take prompts in ``depth`` layers; else a ConfigError."""
+    text = backbone.text
+    if not isinstance(text, FunctionalTower) or not text.facts.causal:
+        raise ConfigError(
+            f"learner={learner} prompts inside the text tower, and needs a causal CLIP text tower: "
+            f"this model's is another ({backbone.info['text'].get('reason', 'not causal')})."
+        )
+    vision = backbone.vision_tower()
+    most = min(text.facts.layers, vision.layers)
+    if depth > most:
+        raise ConfigError(
+            f"depth = {depth} is not allowed: the text tower has {text.facts.layers} "
+            f"layers and the image tower {vision.layers}, so it must be at most {most}."
+        )
+    return vision
 
 
 def template_features(

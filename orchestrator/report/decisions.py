@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from orchestrator.judging import BOOTSTRAP_SEED
-from orchestrator.lineup import CENTRALISED
+from orchestrator.judging import BOOTSTRAP_SEED, LEVEL
 from orchestrator.outcomes import Outcome
 from orchestrator.report.curves import Curve
 from scenarios import statistics
+from scenarios.budget_curve import BYTES_PER_MEGABYTE
 from scenarios.statistics import BySeed, over_seeds
 
 MethodCurves = Mapping[str, Mapping[int, Curve]]
@@ -27,10 +27,14 @@ SURE = {
 
 @dataclass(frozen=True)
 class Reference:
-    """A row that sends nothing: the value that communication has to beat."""
+    """A row that sends nothing: the value that communication has to beat.
+
+    by_seed: what is compared with a method's, client by client where the metric is theirs.
+    """
 
     name: str
     value: float
+    by_seed: BySeed = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Choice:
 
     value, low, high: mean over seeds and its 95 % interval; second, gain: the next method, and by
     how much it is behind; end: megabytes per client at which the method's runs end; first: the
-    lowest price of a round of any method.
+    lowest price of a round of any method. is_clear: whether the difference to the reference is more
+    than chance explains (paired bootstrap, p < 0.05).
     """
 
     megabytes: float
@@ -55,6 +60,7 @@ class Choice:
     end: float = math.nan
     first: float = math.nan
     reference: Reference | None = None
+    is_clear: bool = False
 
     @property
     def is_worth_it(self) -> bool:
@@ -82,7 +88,9 @@ def choose(
     """The method with the highest mean among those that can send a round with every seed."""
     places = {m: {s: c.place(megabytes) for s, c in own.items()} for m, own in curves.items()}
     able = [method for method, own in places.items() if None not in own.values()]
-    first = min((_first_round(c) for own in curves.values() for c in own.values()), default=math.nan)
+    first = min(
+        (_first_round(c) for own in curves.values() for c in own.values()), default=math.nan
+    )
     none = Choice(megabytes, None, first=first, reference=reference)
     if not able:
         return none
@@ -112,6 +120,7 @@ def choose(
         max(curve.end for curve in curves[leader].values()),
         first,
         reference,
+        _is_clear(values[leader], reference, same_clients),
     )
 
 
@@ -137,17 +146,20 @@ def cheapest(curves: MethodCurves, target: float) -> Cheapest:
 
 
 def best_reference(outcomes: Sequence[Outcome], scenario: str, metric: str) -> Reference | None:
-    """The best row that needs no communication; pooling the data is none, for it sends them."""
+    """The best row that needs no communication; pooled data count as none, having no bytes."""
     own: dict[str, list[float]] = {}
+    by_seed: dict[str, dict[int, Sequence[float | None]]] = {}
     for outcome in outcomes:
-        is_free = outcome.kind == "reference" and not outcome.method.startswith(CENTRALISED)
-        if is_free and outcome.scenario == scenario and "up_mb" in outcome.metrics:
-            if metric in outcome.metrics:
-                own.setdefault(outcome.method, []).append(outcome.metrics[metric])
+        is_free = outcome.kind == "reference" and outcome.metrics.get("up_mb") == 0
+        if is_free and outcome.scenario == scenario and metric in outcome.metrics:
+            value = outcome.metrics[metric]
+            own.setdefault(outcome.method, []).append(value)
+            values = outcome.by_client.get(metric, [value])
+            by_seed.setdefault(outcome.method, {})[outcome.seed] = values
     if not own:
         return None
     best = max(own, key=lambda name: _mean(own[name]))
-    return Reference(best, _mean(own[best]))
+    return Reference(best, _mean(own[best]), by_seed[best])
 
 
 def sentence(choice: Choice, what: str) -> str:
@@ -161,17 +173,21 @@ def sentence(choice: Choice, what: str) -> str:
     value = f"{_percent(choice.value)} {what}"
     if choice.low is not None and choice.high is not None:
         value += f", 95 % interval {_bounds(choice.low, choice.high)}"
+    chance = "" if choice.is_clear else " (chance alone could explain that difference)"
     parts = []
     if choice.second is not None and choice.gain is not None:
         parts.append(f"{100 * choice.gain:.1f} points above {choice.second}")
     if not choice.is_worth_it:
         return (
-            f"{at} no method pays off: {free} sends nothing, and the best method, {choice.method}, "
-            f"has {value}."
+            f"{at} take {free}, which sends nothing. The best method that communicates is "
+            f"{choice.method}: {value}{chance}. How sure that it is the best of them: "
+            f"{how_sure(choice.verdict)}."
         )
     if reference is not None:
         gain = 100 * (choice.value - reference.value)
-        parts.append(f"{gain:.1f} points above {reference.name}, the best that sends nothing")
+        parts.append(
+            f"{gain:.1f} points above {reference.name}, the best that sends nothing{chance}"
+        )
     told = f" It is {', and '.join(parts)}." if parts else ""
     return f"{at} take {choice.method}: {value}.{told} How sure: {how_sure(choice.verdict)}."
 
@@ -201,9 +217,19 @@ def _judged(
     return found.verdict, found.leader
 
 
-def _first_round(curve: Curve) -> float:
-    from scenarios.budget_curve import BYTES_PER_MEGABYTE
+def _is_clear(ours: BySeed, reference: Reference | None, same_clients: bool) -> bool:
+    if reference is None:
+        return False
+    try:
+        found = statistics.compare(
+            ours, reference.by_seed, seed=BOOTSTRAP_SEED, same_clients=same_clients
+        )
+    except ValueError:  # not the same clients, so there are no pairs
+        return False
+    return found is not None and found.p_value is not None and found.p_value < LEVEL
 
+
+def _first_round(curve: Curve) -> float:
     pairs = zip(curve.num_bytes[1:], curve.values[1:], strict=True)
     return next((b / BYTES_PER_MEGABYTE for b, v in pairs if v is not None), math.inf)
 

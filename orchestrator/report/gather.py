@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +77,17 @@ def rows_of(runs: Sequence[Found]) -> list[Row]:
     firsts = [next(iter(own.values())) for own in series]
     scenarios = told_apart(
         [scenario_label(first.config) for first in firsts],
-        [_scenario_settings(first.config) for first in firsts],
+        [_known(_scenario_settings(first.config)) for first in firsts],
     )
     methods = _method_names(firsts, scenarios)
     alone = _alone(firsts, scenarios, methods)
-    return [
-        Row(
-            scenarios[i], methods[i], _kind(firsts[i].config), _configs(series[i].values()), alone[i]
+    rows = [
+        Row(scenario, method, _kind(first.config), _configs(own.values()), other)
+        for scenario, method, first, own, other in zip(
+            scenarios, methods, firsts, series, alone, strict=True
         )
-        for i in range(len(series))
     ]
+    return sorted(rows, key=lambda row: (row.scenario, row.kind, row.method))
 
 
 # -- where runs are named ------------------------------------------------------------------------
@@ -151,8 +152,6 @@ def _finished(path: Path) -> ExperimentConfig:
     """The config of a finished run; StateError says why it cannot be used."""
     if not (path / "config.yaml").exists():
         raise StateError("has not begun")
-    from dataclasses import replace
-
     stem = path.name.rpartition("-")[0]
     config = replace(load_config(path / "config.yaml"), folder=path.parent, name=stem)
     if not (path / "DONE").exists():
@@ -202,11 +201,20 @@ def _method_names(firsts: Sequence[Found], scenarios: Sequence[str]) -> list[str
     for scenario in dict.fromkeys(scenarios):
         places = [i for i, own in enumerate(scenarios) if own == scenario]
         labels = [firsts[i].method or _plain_name(firsts[i].config) for i in places]
-        settings = [result_settings(firsts[i].config) for i in places]
+        settings = [_known(result_settings(firsts[i].config)) for i in places]
         for i, label in zip(places, told_apart(labels, settings, ["scenario"]), strict=True):
             earlier = sum(names[j] == label for j in places)
             names[i] = f"{label} #{earlier + 1}" if earlier else label
     return names
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without what is None: a name need not tell what is left open."""
+    return {
+        name: _known(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if value is not None
+    }
 
 
 def _plain_name(config: ExperimentConfig) -> str:
@@ -221,9 +229,19 @@ def _plain_name(config: ExperimentConfig) -> str:
 def _alone(
     firsts: Sequence[Found], scenarios: Sequence[str], methods: Sequence[str]
 ) -> list[str | None]:
-    """Of each row the one of the same learner where each client trains alone, if there is one."""
-    alone = {}
-    for i, run in enumerate(firsts):
-        if run.config.federation.name == "local_only":
-            alone.setdefault((scenarios[i], repr(run.config.learner)), methods[i])
-    return [alone.get((s, repr(r.config.learner))) for s, r in zip(scenarios, firsts, strict=True)]
+    """Of each row the one of the same learner where each client trains alone.
+
+    Where there are several, the one that trains as the row does; None where that is none either.
+    """
+    found: list[str | None] = []
+    for run, scenario in zip(firsts, scenarios, strict=True):
+        lonely = [
+            i
+            for i, other in enumerate(firsts)
+            if other.config.federation.name == "local_only"
+            and (scenarios[i], other.config.learner) == (scenario, run.config.learner)
+        ]
+        if len(lonely) > 1:
+            lonely = [i for i in lonely if firsts[i].config.training == run.config.training]
+        found.append(methods[lonely[0]] if len(lonely) == 1 else None)
+    return found

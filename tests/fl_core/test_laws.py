@@ -213,7 +213,7 @@ def test_one_fp32_gradient_in_a_group_is_that_of_the_client_alone(learner, clip)
     specs = learner.tensors(problem.initial)
     broadcast = rule.init_server(problem.initial, specs, len(SIZES)).tensors
     fresh = rule.init_client(problem.initial, specs)
-    one_step = Training(SGD(1.0, momentum=0.0, weight_decay=0.0), "constant", local_steps=1)
+    one_step = Training(SGD(lr=1.0, momentum=0.0, weight_decay=0.0), "constant", local_steps=1)
     shards, moment = uneven_shards(NUM_EXAMPLES, SIZES), Moment(0, 1, 0)
 
     def step(clients):
@@ -331,6 +331,8 @@ def test_what_transfers_scores_other_classes_with_the_same_tensors(learner, clip
     inputs = {name: tensor[:7] for name, tensor in problem.inputs.items()}
     all_classes = learner.logits(problem.initial, problem.frozen, inputs)
     assert learner.logits(problem.initial, frozen, inputs).shape == (7, 3)
+    if learner.name == "fedtpg":  # its prompt is made from the set of names
+        return
     torch.testing.assert_close(
         learner.logits(problem.initial, frozen, inputs), all_classes[:, :3], rtol=1e-4, atol=1e-4
     )

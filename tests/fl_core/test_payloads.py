@@ -1,33 +1,52 @@
 """Floats that a client sends per round at the widths of ViT-B/16: the table of the methods."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from fl_core.federation import Ditto, FedAvg, FedOpt, Finetune, LocalOnly, Scaffold
+from fl_core.federation import (
+    Ditto,
+    FedAvg,
+    FedOA,
+    FedOpt,
+    Finetune,
+    LocalOnly,
+    Moon,
+    PFedMe,
+    Scaffold,
+)
 from fl_core.learners import (
+    VPT,
     ClipAdapter,
     CoCoOp,
     CoOp,
     FedCLIP,
     FedOTP,
     FedPGP,
+    FedTPG,
     KgCoOp,
     MaPLe,
     Plot,
     ProDA,
     ProGrad,
     PromptFolio,
+    PromptSRC,
 )
 from fl_core.learners.clip_adapter import ClipAdapterFrozen
+from fl_core.learners.fedtpg import FedTPGFrozen
 from fl_core.learners.kgcoop import KgCoOpFrozen
 from fl_core.learners.maple import MaPLeFrozen
 from fl_core.learners.proda import ProDAFrozen
 from fl_core.learners.prompts import Prompts
+from fl_core.learners.promptsrc import PromptSRCFrozen
+from fl_core.learners.vpt import VPTFrozen
 from fl_core.seeds import generator
 
 WIDTH, VISION_WIDTH = 512, 768
+
+TOWER: Any = SimpleNamespace(width=VISION_WIDTH)
 
 
 def prompts(num_tokens):
@@ -59,8 +78,20 @@ CASES = [
     (CoCoOp(num_tokens=4), prompts(4), 35_360),
     (
         MaPLe(num_tokens=2, depth=9),
-        MaPLeFrozen(prompts(2), SimpleNamespace(width=VISION_WIDTH)),  # type: ignore[arg-type]
+        MaPLeFrozen(prompts(2), TOWER),
         3_555_072,
+    ),
+    (VPT(), VPTFrozen(TOWER, torch.zeros(100, WIDTH), 100.0), 9 * 8 * 768),
+    (
+        PromptSRC(),
+        PromptSRCFrozen(prompts(4), TOWER, torch.zeros(100, WIDTH)),
+        9 * (4 * 512 + 4 * 768),
+    ),
+    (
+        FedTPG(),
+        FedTPGFrozen(prompts(4), torch.zeros(100, WIDTH), torch.zeros(100, WIDTH)),
+        # query, three norms, projections of queries, of keys and values, of the output, GEGLU
+        4 * 512 + 6 * 512 + 4 * 512**2 + 512 + 512 * 4096 + 4096 + 2048 * 512 + 512,
     ),
     (ClipAdapter(), ClipAdapterFrozen(torch.zeros(100, WIDTH), 100.0), 2 * 512 * 128),
     (FedCLIP(), ClipAdapterFrozen(torch.zeros(100, WIDTH), 100.0), 525_312),
@@ -81,7 +112,15 @@ def floats(rule, learner, params):
 def test_a_client_sends_as_many_floats_as_its_paper_says(learner, frozen, expected):
     params = learner.init(frozen, generator(0, "init"))
     assert set(params) == set(learner.tensors(params))
-    for rule in (FedAvg(), FedOpt(optimizer="adam"), Ditto(), Finetune()):
+    for rule in (
+        FedAvg(),
+        FedOpt(optimizer="adam"),
+        Ditto(),
+        Finetune(),
+        FedOA(),
+        Moon(),
+        PFedMe(),
+    ):
         assert floats(rule, learner, params) == expected
     assert floats(Scaffold(), learner, params) == 2 * expected
     assert floats(LocalOnly(), learner, params) == 0

@@ -125,7 +125,7 @@ def test_a_sweep_that_was_cut_off_ends_as_one_that_was_not(make_sweep):
     run_sweep(whole)
     trials = Design(cut).check()
     run_experiments([trials[0].config])
-    for i, event in enumerate(CoordinatorHost().run(trials[1].config)):
+    for i, _ in enumerate(CoordinatorHost().run(trials[1].config)):
         if i == 4:  # two rounds are committed
             break
     assert 0 < len(RunStore(trials[1].config.folder / trials[1].key).records()) < 5
@@ -251,29 +251,35 @@ def test_sweep_and_resume_are_commands(make_sweep, tmp_path):
 
 
 def on_ray(make_sweep, *overrides, **settings):
-    ray = ("resources.executor=ray", "resources.slice.cpus=0.5", *overrides)
+    ray = ("resources.executor=ray", *overrides)
     return make_sweep(settings.pop("axes", None), *ray, **settings)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_on_ray_a_sweep_gives_the_same_bits_and_shares_warm_actors(make_sweep, tmp_path):
-    fedarena = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
-    tuning = {"trials_per_method": 2}
-    settings = {"tuning": tuning, "axes": TUNED, "seeds": 2, "folder": "ray"}
-    swept = on_ray(make_sweep, "federation.rounds=6", **settings)
+@pytest.mark.timeout(600)
+def test_a_killed_sweep_on_ray_resumes_to_the_bits_of_an_undisturbed_one(make_sweep, tmp_path):
+    axes = {
+        "method": {"promptfl": {"federation": "fedavg"}, "fedprox": {"federation": "fedprox"}},
+        "federation.mu": TUNED["federation.mu"],
+    }
+    settings = {"tuning": {"trials_per_method": 2}, "seeds": 2}
+    swept = on_ray(make_sweep, axes=axes, folder="ray", **settings)
     (tmp_path / "swept.yaml").write_text(to_yaml(swept))
-    command = [*fedarena, "sweep", str(tmp_path / "swept.yaml")]
+    fedarena = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
     driver = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [*fedarena, "sweep", str(tmp_path / "swept.yaml")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
     )
     for line in driver.stdout:
-        if line.startswith("4/"):
+        if line.startswith("2/"):
             os.kill(driver.pid, signal.SIGKILL)
             break
     driver.wait()
     done = {p.parent: p.stat().st_mtime_ns for p in (tmp_path / "ray").glob("*/DONE")}
-    assert 0 < len(done) < 12
+    assert 0 < len(done) < 6
     resumed = subprocess.run(
         [*fedarena, "resume", "sweep", "--folder", str(tmp_path / "ray")],
         capture_output=True,
@@ -282,9 +288,8 @@ def test_on_ray_a_sweep_gives_the_same_bits_and_shares_warm_actors(make_sweep, t
         check=False,
     )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "ray" not in resumed.stderr.lower(), resumed.stderr
-    for run, stamp in done.items():
-        assert (run / "DONE").stat().st_mtime_ns == stamp
-    inline = make_sweep(TUNED, "federation.rounds=6", tuning=tuning, seeds=2, folder="inline")
-    run_sweep(inline)
+    assert f"{len(done)} reused" in resumed.stdout
+    assert not resumed.stderr, resumed.stderr  # neither Ray nor Tune talks
+    assert all((run / "DONE").stat().st_mtime_ns == stamp for run, stamp in done.items())
+    run_sweep(make_sweep(axes, folder="inline", **settings))
     assert records_of(tmp_path / "ray") == records_of(tmp_path / "inline")

@@ -1,0 +1,174 @@
+"""Runs of a folder as a table, and one run in detail, for the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fl_core.errors import FedarenaError
+from orchestrator.checkpoint import RunStore
+from orchestrator.config import ExperimentConfig
+from orchestrator.labels import PLACES, method_label, scenario_label
+from orchestrator.loading import load_config, to_dict
+from orchestrator.report.tables import significant
+from orchestrator.results import Result
+from orchestrator.schema import leaves
+from scenarios.evaluate import OWN
+
+UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+NUMBERS_WIDTH = 56
+"""Characters that the other columns of the list of runs take, with what is between them."""
+
+SHOWN = (OWN, "eval/global/accuracy")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run. state: finished, unfinished, not begun or damaged. age_s: since the last round."""
+
+    run: str
+    method: str
+    scenario: str
+    seed: int | None
+    state: str
+    rounds: int | None = None
+    accuracy: float | None = None
+    megabytes: float | None = None
+    age_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """settings: that differ from the defaults. metrics: ``Result.summary``. failures: round, client
+    and reason of each.
+    """
+
+    listed: Listed
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    chosen_round: int | None
+    failures: Sequence[tuple[int, str, str]]
+
+
+def list_runs(folder: Path) -> list[Listed]:
+    """The runs below a folder, the latest last; those without a round first."""
+    found = [list_run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    return sorted(found, key=lambda run: -(run.age_s if run.age_s is not None else float("inf")))
+
+
+def list_run(path: Path) -> Listed:
+    try:
+        config = load_config(path / "config.yaml")
+    except FedarenaError:
+        return Listed(path.name, "", "", None, "damaged")
+    labels = method_label(config), scenario_label(config), config.seed
+    records = RunStore(path).records()
+    if not records:
+        return Listed(path.name, *labels, "not begun")
+    last = records[-1]
+    sent = sum(r.metrics["comm/up_bytes"] + r.metrics["comm/down_bytes"] for r in records)
+    measured = next((r for r in reversed(records) if any(n in r.metrics for n in SHOWN)), last)
+    accuracy = next((measured.metrics[n] for n in SHOWN if n in measured.metrics), None)
+    state = "finished" if (path / "DONE").exists() else "unfinished"
+    age_s = max(0.0, time.time() - last.time_ms / 1000)
+    return Listed(path.name, *labels, state, len(records) - 1, accuracy, sent / 1e6, age_s)
+
+
+def describe_run(path: Path) -> Described:
+    """StateError where no round is committed, ConfigError where its config cannot be read."""
+    result = Result.load(path)
+    config = load_config(path / "config.yaml")
+    failures = [
+        (record.round + 1, client, reason)
+        for record in result.records
+        for client, reason in record.failures.items()
+    ]
+    chosen = result.selected
+    wanted = {n: v for n, v in result.summary.items() if "/domain/" not in n}
+    return Described(
+        list_run(path),
+        changed_settings(config),
+        wanted,
+        None if chosen is None else chosen.round + 1,
+        failures,
+    )
+
+
+def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that differ from a default config's, by dotted path."""
+    usual = dict(leaves(to_dict(ExperimentConfig())))
+    return {
+        path: value
+        for path, value in leaves(to_dict(config))
+        if usual.get(path) != value and not path.startswith(tuple(p for p in PLACES if p != "name"))
+    }
+
+
+def show_runs(runs: Sequence[Listed], console: Console) -> None:
+    if not runs:
+        console.print("no runs here yet: start one with `fedarena run`")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    widths = [max(len(run.run) for run in runs), min(16, max(len(run.method) for run in runs))]
+    # The numbers go first: what is left of the line is the scenario's.
+    widths.append(max(8, console.width - sum(widths) - NUMBERS_WIDTH))
+    for name, width in zip(("run", "method", "scenario"), widths, strict=True):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=width)
+    for column in ("seed", "state", "rounds", "acc. %", "MB", "age"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for run in runs:
+        cells = [run.run, run.method, run.scenario, "" if run.seed is None else str(run.seed)]
+        cells += [run.state, "" if run.rounds is None else str(run.rounds)]
+        cells += ["" if run.accuracy is None else f"{100 * run.accuracy:.1f}"]
+        cells += ["" if run.megabytes is None else significant(run.megabytes), age(run.age_s)]
+        table.add_row(*map(escape, cells))
+    console.print(table)
+    console.print(
+        "  acc.: of the clients' models, last measured round; MB: sent by and to all clients"
+    )
+
+
+def show_run(run: Described, console: Console) -> None:
+    listed = run.listed
+    console.print(f"[bold]{escape(listed.run)}[/], {listed.state}", highlight=False)
+    console.print(f"  {escape(listed.method)} on {escape(listed.scenario)}, seed {listed.seed}")
+    console.print("\n[bold]Settings that are no defaults[/]")
+    _pairs({path: str(value) for path, value in run.settings.items()}, console)
+    console.print(f"\n[bold]After {listed.rounds} rounds[/]")
+    _pairs({name: _number(name, value) for name, value in run.metrics.items()}, console)
+    if run.chosen_round is not None:
+        console.print(f"\nChosen by validation accuracy: round {run.chosen_round}")
+    console.print(f"\n[bold]Failures[/]: {len(run.failures) or 'none'}")
+    for round, client, reason in run.failures[:20]:
+        console.print(f"  round {round}, client {client}: {escape(reason)}", highlight=False)
+
+
+def age(seconds: float | None) -> str:
+    """In the largest unit that fits; empty where nothing has happened."""
+    if seconds is None:
+        return ""
+    size, unit = next(((s, u) for s, u in UNITS if seconds >= s), UNITS[-1])
+    return f"{seconds / size:.0f} {unit}"
+
+
+def _number(name: str, value: float) -> str:
+    if name.endswith("accuracy"):
+        return f"{100 * value:.1f} %"
+    if name.endswith("_bytes"):
+        return f"{value / 1e6:.3f} MB"
+    return significant(value)
+
+
+def _pairs(pairs: Mapping[str, str], console: Console) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    for name, value in pairs.items():
+        table.add_row(escape(name), escape(value))
+    console.print(table)

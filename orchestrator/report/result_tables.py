@@ -1,0 +1,244 @@
+"""Tables of results: by scenario, paired tests, per client, time by phase, runs, environment."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from orchestrator.comparison import Comparison
+from orchestrator.lineup import Row
+from orchestrator.outcomes import Outcome
+from orchestrator.report.curves import Curve, Curves
+from orchestrator.report.tables import (
+    METHOD,
+    RUNS,
+    SCENARIO,
+    Cell,
+    Column,
+    Table,
+    cell,
+    number,
+    percent,
+)
+from scenarios.evaluate import OWN
+
+PACKAGES = ("fedarena", "torch", "open_clip_torch", "transformers", "ray", "mlflow", "numpy")
+
+RESULTS = {
+    "eval/personal/accuracy": percent("clients", "clients"),
+    "eval/global/accuracy": percent("shared", "shared model"),
+    "selected/personal/accuracy": percent("chosen", "clients, chosen round"),
+    "eval/personal/worst_accuracy": percent("worst", "worst client"),
+    "eval/personal/worst_tenth_accuracy": percent("worst_tenth", "worst 10 % of clients"),
+    "eval/novel/accuracy": percent("novel", "new classes"),
+    "worse_than_local_only": percent("below_alone", "clients worse than alone"),
+    "worse_than_zero_shot": percent("below_zero_shot", "clients worse than zero-shot"),
+}
+"""Shares, by metric; the first two with their spread."""
+
+AMOUNTS = {
+    "up_mb": Column("up_mb", "up, all clients", "MB"),
+    "down_mb": Column("down_mb", "down, all clients", "MB"),
+    "rounds": Column("rounds", "rounds", "", 0),
+    "passes": Column("passes", "passes over the data", "", 2),
+    "steps": Column("steps", "gradient steps", "", 0),
+    "run_s": Column("run_s", "time", "s"),
+}
+
+
+def all_tables(
+    rows: Sequence[Row], outcomes: Sequence[Outcome], comparison: Comparison, curves: Curves
+) -> list[Table]:
+    return [
+        summary_table(comparison),
+        effort_table(outcomes, comparison, curves),
+        tests_table(comparison),
+        clients_table(outcomes),
+        time_table(rows, curves),
+        runs_table(outcomes, curves),
+        environment_table(rows),
+    ]
+
+
+def summary_table(comparison: Comparison) -> Table:
+    """One row per method or reference: means over seeds, of the last round."""
+    metric = comparison.question.metric
+    shares = RESULTS if metric in RESULTS else {metric: percent("metric", metric), **RESULTS}
+    columns = [SCENARIO, METHOD, Column("kind", "kind"), Column("seeds", "seeds")]
+    for name, column in shares.items():
+        columns.append(column)
+        if name == metric:
+            columns += [Column("std", "sd over seeds", "points", 1)]
+            columns += [percent("low", "95 % from"), percent("high", "to")]
+    rows = []
+    for row in comparison.summary.to_dict("records"):
+        named = {str(key): value for key, value in row.items()}
+        cells: list[Cell] = [str(named[key]) for key in ("scenario", "method", "kind")]
+        cells.append(int(row["num_seeds"]))
+        for name in shares:
+            cells.append(number(named, name, 100))
+            if name == metric:
+                cells.append(number(named, f"{name}.std", 100))
+                cells += _interval(named, name)
+        rows.append(cells)
+    note = (
+        "Means over seeds, last round, test data. sd: sample standard deviation. 95 %: Student's t "
+        "interval of the mean over seeds. Chosen round: by validation accuracy. n/a: there is no "
+        "such number."
+    )
+    return Table("results", "Results, with reference rows", columns, rows, note)
+
+
+def effort_table(outcomes: Sequence[Outcome], comparison: Comparison, curves: Curves) -> Table:
+    """What each row sent, trained and took, mean over seeds; and in which runs."""
+    names = _runs_by_row(outcomes)
+    columns = [SCENARIO, METHOD, Column("kind", "kind")]
+    columns += [Column("mb_per_client", "busiest client", "MB"), *AMOUNTS.values(), RUNS]
+    rows: list[list[Cell]] = []
+    for row in comparison.summary.to_dict("records"):
+        named = {str(name): value for name, value in row.items()}
+        key = (str(row["scenario"]), str(row["method"]))
+        ends = [curve.end for curve in curves.get(key, {}).values()]
+        most = math.fsum(ends) / len(ends) if ends else 0.0
+        # What it costs to bring all data together is not counted, which is not the same as none.
+        cells: list[Cell] = [*key, str(row["kind"])]
+        cells.append(None if number(named, "up_mb") is None else most)
+        cells += [number(named, name) for name in AMOUNTS]
+        rows.append([*cells, ", ".join(names[key])])
+    note = (
+        "Mean over seeds, whole runs; megabytes with headers. Untrained references are measured at "
+        "the start of the runs named. n/a: bringing all data together is not counted."
+    )
+    return Table("effort", "What it took", columns, rows, note)
+
+
+def tests_table(comparison: Comparison) -> Table:
+    """What the leading method gains over each other row, last round."""
+    columns = [
+        SCENARIO,
+        Column("leader", "leading method"),
+        Column("other", "minus"),
+        Column("kind", "kind"),
+        Column("difference", "difference", "points", 1),
+        Column("low", "95 % from", "points", 1),
+        Column("high", "to", "points", 1),
+        Column("p", "p, Holm", "", 3),
+        Column("resampled", "resampled", "", 0),
+    ]
+    rows: list[list[Cell]] = []
+    for row in comparison.differences.to_dict("records"):
+        named = {str(key): value for key, value in row.items()}
+        told: list[Cell] = [str(named[key]) for key in ("scenario", "leader", "other", "kind")]
+        told += [number(named, key, 100) for key in ("difference", "low", "high")]
+        rows.append([*told, number(named, "p_adjusted"), number(named, "num_clusters")])
+    note = (
+        "Paired bootstrap: clients (or seeds, where only the shared model has the metric) are "
+        "resampled, each with all its seeds; p-values by Holm within the methods and within the "
+        "references. p shown as 0.000 is below 0.0005."
+    )
+    return Table("tests", "Paired tests", columns, rows, note)
+
+
+def clients_table(outcomes: Sequence[Outcome]) -> Table:
+    """How accuracy is spread over clients; a client's seeds are pooled with the others'."""
+    columns = [SCENARIO, METHOD, Column("num", "client results")]
+    marks = (0, 10, 25, 50, 75, 90, 100)
+    titles = {0: "lowest", 50: "median", 100: "highest"}
+    columns += [percent(f"p{m}", titles.get(m, f"{m} % are below")) for m in marks]
+    pooled: dict[tuple[str, str], list[float]] = {}
+    for o in outcomes:
+        values = [v for v in o.by_client.get(OWN, ()) if v is not None]
+        pooled.setdefault((o.scenario, o.method), []).extend(values)
+    rows: list[list[Cell]] = []
+    for key, values in pooled.items():
+        if values:
+            spread = np.percentile(values, marks)
+            rows.append([*key, len(values), *(100 * float(v) for v in spread)])
+    note = "Accuracy of each client's model on its own test rows, last round, all seeds together."
+    return Table("clients", "Spread over clients", columns, rows, note)
+
+
+def time_table(rows: Sequence[Row], curves: Curves) -> Table:
+    """Seconds of each phase per run, mean over seeds."""
+    phases = list(
+        dict.fromkeys(p for own in curves.values() for c in own.values() for p in c.seconds)
+    )
+    titles = {"round_s": "rounds", "eval_s": "scoring", "link_s": "on the declared links"}
+    columns = [SCENARIO, METHOD]
+    for phase in phases:
+        name = phase.removeprefix("time/")
+        columns.append(Column(name, titles.get(name, name.removesuffix("_s")), "s per run"))
+    told: list[list[Cell]] = []
+    for row in rows:
+        own = list(curves[row.scenario, row.method].values())
+        told.append([row.scenario, row.method, *(_mean_seconds(own, phase) for phase in phases)])
+    note = "Mean over seeds. Rounds: training and aggregation; start-up is not counted."
+    return Table("time", "Cost by phase", columns, told, note)
+
+
+def runs_table(outcomes: Sequence[Outcome], curves: Curves) -> Table:
+    """Every run that a number comes from."""
+    ends = {curve.run: curve.end for own in curves.values() for curve in own.values()}
+    shares = {n: c for n, c in RESULTS.items() if n.startswith("eval/")}
+    columns = [Column("run", "run"), SCENARIO, METHOD, Column("seed", "seed", "", 0)]
+    columns += [*shares.values(), Column("mb_per_client", "busiest client", "MB")]
+    columns += [Column("rounds", "rounds", "", 0)]
+    rows = []
+    for o in outcomes:
+        cells: list[Cell] = [o.run, o.scenario, o.method, o.seed]
+        cells += [cell(o.metrics.get(name), 100) for name in shares]
+        is_own = (o.scenario, o.method) in curves
+        cells += [ends.get(o.run) if is_own else 0.0, cell(o.metrics.get("rounds"))]
+        rows.append(cells)
+    note = (
+        "Untrained references (zero-shot, majority class) stand in the first record of the run "
+        "named. `fedarena show RUN` tells its settings."
+    )
+    return Table("runs", "Every run", columns, rows, note)
+
+
+def environment_table(rows: Sequence[Row]) -> Table:
+    """Where the report was written: a run's folder does not hold what it was computed with."""
+    told: list[list[Cell]] = [["Python", platform.python_version()]]
+    for package in PACKAGES:
+        try:
+            told.append([package, version(package)])
+        except PackageNotFoundError:
+            continue
+    told.append(["system", f"{platform.system()} {platform.release()}, {platform.machine()}"])
+    told.append(["CPUs", str(os.cpu_count())])
+    configs = [config for row in rows for config in row.configs.values()]
+    backbones = sorted({config.backbone.model.rpartition("/")[2] for config in configs})
+    told.append(["backbones of the runs", ", ".join(backbones)])
+    executors = sorted({config.resources.executor for config in configs})
+    told.append(["executors of the runs", ", ".join(executors)])
+    columns = [Column("what", "what"), Column("value", "value")]
+    note = "Versions and machine are those where this report was written."
+    return Table("environment", "Environment", columns, told, note)
+
+
+# -- details -------------------------------------------------------------------------------------
+
+
+def _runs_by_row(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], list[str]]:
+    names: dict[tuple[str, str], list[str]] = {}
+    for o in outcomes:
+        names.setdefault((o.scenario, o.method), []).append(o.run)
+    return names
+
+
+def _interval(row: Mapping[str, object], name: str) -> list[Cell]:
+    low, high = number(row, f"{name}.low", 100), number(row, f"{name}.high", 100)
+    if low is None or high is None or low == high:  # an untrained row knows no seed
+        return [None, None]
+    return [max(0.0, low), min(100.0, high)]
+
+
+def _mean_seconds(curves: Sequence[Curve], phase: str) -> float | None:
+    known = [curve.seconds[phase] for curve in curves if phase in curve.seconds]
+    return math.fsum(known) / len(known) if known else None

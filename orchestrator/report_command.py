@@ -1,0 +1,131 @@
+"""``fedarena report``, ``runs``, ``show`` and ``export``: what has run already, for a reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+FOLDER = click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where runs and sweeps are.",
+)
+
+
+def _numbers(
+    ctx: click.Context, param: click.Parameter, value: str | tuple[float, ...]
+) -> tuple[float, ...]:
+    """Numbers with commas between."""
+    if isinstance(value, tuple):
+        return value
+    try:
+        return tuple(float(word) for word in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} must be numbers with commas between, such as 0.25,1,4."
+        ) from None
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: report.html]"
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["html", "csv", "latex", "json"]),
+    default="html",
+    show_default=True,
+    help="csv writes one file per table.",
+)
+@click.option("--target", type=click.FloatRange(0, 1), help="Accuracy to reach, such as 0.4.")
+@click.option(
+    "--budgets",
+    callback=_numbers,
+    default="0.25,1,4",
+    show_default=True,
+    help="Megabytes per client, both ways.",
+)
+@click.option("--metric", default="eval/personal/accuracy", show_default=True)
+@FOLDER
+def report(
+    names: tuple[str, ...],
+    out: Path | None,
+    format_: Literal["html", "csv", "latex", "json"],
+    target: float | None,
+    budgets: tuple[float, ...],
+    metric: str,
+    folder: Path,
+) -> None:
+    """Say which method to take at which price, as one file that needs no network.
+
+    Give sweeps, folders that `fedarena compare --out` wrote, or runs; without any, all runs.
+    """
+    from orchestrator.report.content import Ask, make_report
+    from orchestrator.report.gather import gather
+    from orchestrator.report.write import ENDINGS, write_report
+
+    ask = Ask(metric, budgets, target)
+    found = make_report(gather(names, folder), ask)
+    for answer in found.answers:
+        click.echo(f"{answer.scenario}")
+        for sentence in answer.sentences("accuracy"):
+            click.echo(f"  {sentence}")
+    for name, why in found.left_out.items():
+        click.echo(f"left out: {name}: {why}", err=True)
+    for path in write_report(found, out or Path(f"report{ENDINGS[format_]}"), format_):
+        click.echo(f"written: {path}")
+
+
+@click.command()
+@FOLDER
+def runs(folder: Path) -> None:
+    """List the runs of a folder, and how far they are."""
+    from orchestrator.display import console
+    from orchestrator.report.listing import list_runs, show_runs
+
+    show_runs(list_runs(folder), console)
+
+
+@click.command()
+@click.argument("run")
+@FOLDER
+def show(run: str, folder: Path) -> None:
+    """Show a run: its settings that are no defaults, its numbers, its failures."""
+    from orchestrator.display import console
+    from orchestrator.report.listing import describe_run, show_run
+    from orchestrator.run import find_run
+
+    show_run(describe_run(find_run(run, folder)), console)
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["safetensors", "classifier"]),
+    default="safetensors",
+    show_default=True,
+    help="The shared tensors, or class weights for open_clip.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write into. [default: RUN's own folder, below export]",
+)
+@FOLDER
+def export(run: str, kind: str, out: Path | None, folder: Path) -> None:
+    """Write what a run has learned, for programs that know nothing of fedarena."""
+    from orchestrator.export import export_classifier, export_shared
+    from orchestrator.run import find_run
+
+    path = find_run(run, folder)
+    write = export_shared if kind == "safetensors" else export_classifier
+    for file in write(path, out or path / "export"):
+        click.echo(f"written: {file}")

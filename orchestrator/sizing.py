@@ -1,0 +1,119 @@
+"""``resources.slice: auto``: the slice that the work of an experiment needs.
+
+On a cluster without GPUs it is one CPU. Where there are GPUs it is an equal share of the smallest
+one, from what one client actor keeps on it:
+
+    context + weights + features + max(training, encoding)
+
+    context   of CUDA and its libraries, per process
+    weights   of all of the backbone's files
+    features  rows of all data sets x embedding width x 4 bytes
+    training  group size x (4 copies of what is trained + activations of the text tower)
+    encoding  one batch of images through the image tower, without gradients
+
+The formula has not been checked on a GPU. What it does not cover is refused, not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from cluster.slices import equal_shares
+from fl_core.errors import ResourceError
+from fl_core.types import Params
+from orchestrator.config import ExperimentConfig, Slice
+from orchestrator.experiment import ENCODE_BATCH, Experiment, prepare_experiment
+from orchestrator.plan import outline
+from orchestrator.sweep_forecast import FLOATS_PER_TOKEN, TOKENS_PER_CLASS
+from orchestrator.sweep_plan import nodes_of
+
+CONTEXT_BYTES = 0.6e9
+"""Of a process with CUDA, cuBLAS and torch's kernels loaded; an estimate."""
+USABLE = 0.9
+"""Of a GPU's memory; the rest is for fragments and for what the driver keeps."""
+COPIES = 4
+"""Of what is trained: value, gradient, momentum and the broadcast."""
+LIVE_WIDTHS = 10
+"""Rows as wide as the tower that a block without gradients holds at once: x, its norm, queries,
+keys, values, and four widths of the hidden layer."""
+FLOAT_BYTES = 4
+
+
+def sized(config: ExperimentConfig) -> ExperimentConfig:
+    """A resolved experiment whose slice was ``auto``, with the slice that it comes to.
+
+    ResourceError where the cluster has GPUs and the share cannot be told.
+    """
+    plain = replace(config, resources=replace(config.resources, slice=Slice()))
+    if config.resources.executor == "inline":
+        return plain
+    nodes = [node for node in nodes_of(plain) if node.get("GPU")]
+    if not nodes:
+        return plain
+    usable = USABLE * _gpu_memory()
+    most = max(1, int(min(node.get("CPU", 1) / node["GPU"] for node in nodes)))
+    experiment = prepare_experiment(plain)
+    need = gpu_bytes(experiment, outline(experiment).initial)
+    found = Slice(cpus=1, gpus=equal_shares(need, usable, most))
+    return replace(config, resources=replace(config.resources, slice=found))
+
+
+def gpu_bytes(experiment: Experiment, initial: Params) -> float:
+    """What one client actor keeps on its GPU, by the formula above.
+
+    ResourceError for a backbone or a learner that the formula does not cover.
+    """
+    text, image = _towers(experiment)
+    resources = experiment.config.resources
+    assert isinstance(resources.group_size, int)  # resolved before
+    rows = sum(len(dataset) for dataset in experiment.datasets.values())
+    classes = max(len(target.classes) for target in experiment.targets)
+    weights = sum(path.stat().st_size for path in experiment.backbone.folder.glob("*.safetensors"))
+    trained = sum(tensor.numel() for tensor in initial.values())
+    kept = FLOATS_PER_TOKEN * TOKENS_PER_CLASS * classes * text["width"] * text["layers"]
+    training = resources.group_size * (COPIES * trained + (kept if initial else 0))
+    tokens = 1 + (image["image_size"] // image["patch_size"]) ** 2
+    heads = max(1, image["width"] // image.get("head_width", 64))
+    encoding = ENCODE_BATCH * tokens * (LIVE_WIDTHS * image["width"] + heads * tokens)
+    features = rows * experiment.backbone.embed_dim
+    return CONTEXT_BYTES + weights + FLOAT_BYTES * float(features + max(training, encoding))
+
+
+def _towers(experiment: Experiment) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The shapes of text and image tower, of which all that the formula reads is known."""
+    config, info = experiment.config, experiment.backbone.info
+    text, image = info["model_cfg"]["text_cfg"], info["model_cfg"]["vision_cfg"]
+    wanted: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]]
+    wanted = {"text": (text, ("width", "layers"))}
+    wanted |= {"image": (image, ("width", "layers", "patch_size", "image_size"))}
+    unknown = [
+        f"{config.backbone.model} tells no {name} of its {tower} tower"
+        for tower, (known, names) in wanted.items()
+        for name in names
+        if not isinstance(known.get(name), int)
+    ]
+    others = sorted(set(config.learner.inputs) - {"features"})
+    if others:
+        unknown.append(f"learner={config.learner.name} works on {', '.join(others)} of images")
+    if unknown:
+        raise ResourceError(
+            f"resources.slice = auto cannot tell the memory of this: {'; '.join(unknown)}. Give "
+            "the share of a GPU that one actor gets, such as resources.slice.gpus=0.25."
+        )
+    return text, image
+
+
+def _gpu_memory() -> float:
+    """Bytes of the smallest GPU: of the cluster that is named, or of this machine."""
+    import ray
+
+    if ray.is_initialized():  # nodes_of has connected to the cluster that is named
+        from cluster.reserve import gpu_memory
+
+        return gpu_memory()
+    import torch
+
+    count = torch.cuda.device_count()
+    return min(torch.cuda.get_device_properties(i).total_memory for i in range(count))

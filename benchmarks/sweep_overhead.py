@@ -24,8 +24,8 @@ import numpy as np
 from overhead_ours import make_backbone
 from PIL import Image
 
-from orchestrator.sweep import run_sweep
-from orchestrator.sweep_loading import load_sweep
+from orchestrator.sweep.loading import load_sweep
+from orchestrator.sweep.run import run_sweep
 
 WARM_UP = 4
 """Trials that do not count: those whose actors start, and the one after."""

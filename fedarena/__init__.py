@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.comparison import Comparison
+    from orchestrator.compare.comparison import Comparison
     from orchestrator.config import ExperimentConfig
     from orchestrator.results import Result
+    from orchestrator.sweep.results import SweepResult
 
 __version__ = "0.1.0"
-__all__ = ["compare", "run"]
+__all__ = ["compare", "run", "sweep"]
 
 
 def run(
@@ -57,8 +58,23 @@ def compare(
     Returns DataFrames ``runs``, ``summary``, ``differences``, ``curves``, and the ``verdict``. What
     has run already is taken from its folder. Raises as ``run`` does.
     """
-    from orchestrator.comparison import compare as compare_sources
-    from orchestrator.lineup import Question
+    from orchestrator.compare.comparison import compare as compare_sources
+    from orchestrator.compare.lineup import Question
 
     question = Question(seeds, vary_data, references, metric, target_accuracy)
     return compare_sources(configs, question, overrides)
+
+
+def sweep(config: Path | str | Mapping[str, Any], *overrides: str) -> SweepResult:
+    """Run a grid of experiments to its end: methods x scenarios x budgets x seeds.
+
+    config: a YAML file with ``base`` and ``axes``, or a mapping of the same form; overrides of the
+    sweep's own settings, or of its base. Trials that have run already are taken from their folders,
+    others go on where they stood; one that fails is in the result, and the others go on.
+
+    Returns DataFrames ``trials`` and ``summary``. Raises as ``run`` does, before the first trial.
+    """
+    from orchestrator.sweep.loading import load_sweep
+    from orchestrator.sweep.run import run_sweep
+
+    return run_sweep(load_sweep(config, overrides))

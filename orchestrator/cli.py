@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.compare_command import compare
-from orchestrator.data_commands import data
-from orchestrator.report_command import export, report, runs, show
-from orchestrator.submit_command import stop, submit
-from orchestrator.sweep_command import plan, resume_sweep, sweep
+from orchestrator.compare.command import compare
+from orchestrator.data.command import data
+from orchestrator.report.command import export, report, runs, show
+from orchestrator.submit.command import stop, submit
+from orchestrator.sweep.command import plan, resume_sweep, sweep
 
 if TYPE_CHECKING:
     from orchestrator.config import ExperimentConfig

@@ -26,8 +26,8 @@ from fl_core.types import Params
 from orchestrator.config import ExperimentConfig, Slice
 from orchestrator.experiment import ENCODE_BATCH, Experiment, prepare_experiment
 from orchestrator.plan import outline
-from orchestrator.sweep_forecast import FLOATS_PER_TOKEN, TOKENS_PER_CLASS
-from orchestrator.sweep_plan import nodes_of
+from orchestrator.sweep.forecast import FLOATS_PER_TOKEN, TOKENS_PER_CLASS
+from orchestrator.sweep.plan import nodes_of
 
 CONTEXT_BYTES = 0.6e9
 """Of a process with CUDA, cuBLAS and torch's kernels loaded; an estimate."""

@@ -10,8 +10,8 @@ import fedarena
 from orchestrator.catalogue import KINDS, entries
 from orchestrator.cli import main
 from orchestrator.loading import load_config, resolve, to_yaml
-from orchestrator.sweep_design import Design
-from orchestrator.sweep_loading import is_sweep, load_sweep
+from orchestrator.sweep.design import Design
+from orchestrator.sweep.loading import is_sweep, load_sweep
 from orchestrator.yaml_text import read_yaml
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError, did_you_mean
-from orchestrator.comparison import Comparison, summarise
-from orchestrator.lineup import Question, Row
-from orchestrator.outcomes import Outcome, outcomes_of
+from orchestrator.compare.comparison import Comparison, summarise
+from orchestrator.compare.lineup import Question, Row
+from orchestrator.compare.outcomes import Outcome, outcomes_of
 from orchestrator.report import result_tables
 from orchestrator.report.curves import Curves, read_curves
 from orchestrator.report.decisions import (

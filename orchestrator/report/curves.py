@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.checkpoint import RoundRecord
+from orchestrator.compare.lineup import Row
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
-from orchestrator.lineup import Row
 from orchestrator.results import Result
 from scenarios.budget_curve import BYTES_PER_MEGABYTE, megabytes_to
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.judging import BOOTSTRAP_SEED, LEVEL
-from orchestrator.outcomes import Outcome
+from orchestrator.compare.judging import BOOTSTRAP_SEED, LEVEL
+from orchestrator.compare.outcomes import Outcome
 from orchestrator.report.curves import Curve
 from scenarios import statistics
 from scenarios.budget_curve import BYTES_PER_MEGABYTE

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fl_core.errors import FedarenaError, StateError
+from orchestrator.compare.lineup import CENTRALISED, LOCAL_ONLY, Kind, Row
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
 from orchestrator.labels import method_label, result_settings, scenario_label, told_apart
-from orchestrator.lineup import CENTRALISED, LOCAL_ONLY, Kind, Row
 from orchestrator.loading import load_config, to_dict
 
 COMPARISON_FILE, TRIALS_FILE = "comparison.csv", "trials.csv"
@@ -118,7 +118,7 @@ def _run_path(path: Path, folder: Path) -> Path | None:
 
 
 def _sweep_path(name: str, folder: Path) -> Path | None:
-    from orchestrator.sweep_state import find_sweep
+    from orchestrator.sweep.state import find_sweep
 
     return find_sweep(name, folder)
 
@@ -133,8 +133,8 @@ def _trials(sweep: Path) -> Iterator[tuple[Path, str | None]]:
         for row in table[table["stage"] == "test"].to_dict("records"):
             yield runs / str(row["run"]), str(row["method"])
         return
-    from orchestrator.sweep_design import Design
-    from orchestrator.sweep_state import Runs, read_sweep
+    from orchestrator.sweep.design import Design
+    from orchestrator.sweep.state import Runs, read_sweep
 
     known = Runs(runs)
     for trial in Design(read_sweep(sweep)).check():

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from orchestrator.comparison import Comparison
-from orchestrator.lineup import Row
-from orchestrator.outcomes import Outcome
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.lineup import Row
+from orchestrator.compare.outcomes import Outcome
 from orchestrator.report.curves import Curve, Curves
 from orchestrator.report.tables import (
     METHOD,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.compare.lineup import Row
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
 from orchestrator.labels import result_settings
-from orchestrator.lineup import Row
 from orchestrator.report.content import Report, methods_of
 from orchestrator.report.curves import Curve
 from orchestrator.report.decisions import MethodCurves

@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
-from orchestrator.sweep_design import Design
-from orchestrator.sweep_loading import load_sweep
+from orchestrator.sweep.design import Design
+from orchestrator.sweep.loading import load_sweep
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "manifests"
 

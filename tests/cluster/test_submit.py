@@ -158,7 +158,7 @@ def test_the_status_of_a_command_that_fails_comes_back(head, project):
 
 
 def prepared(*words, folder, state="/shared/fedarena", files=("job.yaml",)):
-    from orchestrator.submission import prepare_submission
+    from orchestrator.submit.submission import prepare_submission
 
     return prepare_submission([folder / file for file in files], words, folder, state)
 

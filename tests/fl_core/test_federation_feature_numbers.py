@@ -30,7 +30,7 @@ from fl_core.local import Moment, Training, check_pair, plan_work, stack, train_
 from fl_core.optim import SGD
 from fl_core.round import Setting, plan_round, run_round
 from fl_core.seeds import generator
-from orchestrator.effort import trainings_per_round
+from orchestrator.compare.effort import trainings_per_round
 
 LR, STEPS, SEED = 0.5, 3, 4
 

@@ -18,21 +18,21 @@ from fl_core.federation import FEDERATIONS, Ditto, FedAvg
 from fl_core.local import Moment, Training, plan_work
 from orchestrator import client
 from orchestrator.cli import main
-from orchestrator.comparison import Comparison
-from orchestrator.comparison_display import NOT_AVAILABLE, show_comparison
-from orchestrator.comparison_export import as_json, draw_comparison, write_comparison
-from orchestrator.config import ExperimentConfig
-from orchestrator.effort import (
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.display import NOT_AVAILABLE, show_comparison
+from orchestrator.compare.effort import (
     centralised_of,
     examples_per_round,
     measure_effort,
     trainings_per_round,
 )
+from orchestrator.compare.export import as_json, draw_comparison, write_comparison
+from orchestrator.compare.lineup import Question, Row, line_up
+from orchestrator.compare.outcomes import Outcome, with_worse_off
+from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
 from orchestrator.labels import scenario_label, told_apart
-from orchestrator.lineup import Question, Row, line_up
 from orchestrator.loading import load_config, resolve, to_yaml
-from orchestrator.outcomes import Outcome, with_worse_off
 from orchestrator.results import Result
 from orchestrator.run import run_experiments
 from scenarios import statistics

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
-from orchestrator.data_commands import data, show_report
+from orchestrator.data.command import data, show_report
 from scenarios.data.catalogue import open_draft
 from scenarios.data.report import find_repeats, inspect_draft
 

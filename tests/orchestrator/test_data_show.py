@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fl_core.errors import DataError
-from orchestrator.data_show import measure_heterogeneity, read_population, show
+from orchestrator.data.show import measure_heterogeneity, read_population, show
 from scenarios.data.catalogue import load_dataset
 from scenarios.partitions import DomainDirichlet, Natural
 from scenarios.picture import picture

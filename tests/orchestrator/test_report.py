@@ -14,7 +14,7 @@ import fedarena
 from fl_core.errors import ConfigError, StateError
 from orchestrator.checkpoint import RoundRecord
 from orchestrator.cli import main
-from orchestrator.comparison_export import write_comparison
+from orchestrator.compare.export import write_comparison
 from orchestrator.loading import config_hash, load_config, resolve, to_dict
 from orchestrator.report.content import Ask, make_report
 from orchestrator.report.curves import Curve, busiest_bytes
@@ -32,8 +32,8 @@ from orchestrator.report.page import as_html
 from orchestrator.report.tables import Column, significant
 from orchestrator.report.write import write_report
 from orchestrator.results import Result
-from orchestrator.sweep import run_sweep
-from orchestrator.sweep_loading import load_sweep
+from orchestrator.sweep.loading import load_sweep
+from orchestrator.sweep.run import run_sweep
 from scenarios.evaluate import OWN
 
 EVIL = "<img src=x onerror=alert(1)>&"

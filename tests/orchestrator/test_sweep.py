@@ -17,10 +17,10 @@ from orchestrator.host import CoordinatorHost
 from orchestrator.loading import to_dict
 from orchestrator.results import Result
 from orchestrator.run import run_experiments
-from orchestrator.sweep import run_sweep
-from orchestrator.sweep_design import Design
-from orchestrator.sweep_loading import load_sweep
-from orchestrator.sweep_state import find_sweep, to_yaml
+from orchestrator.sweep.design import Design
+from orchestrator.sweep.loading import load_sweep
+from orchestrator.sweep.run import run_sweep
+from orchestrator.sweep.state import find_sweep, to_yaml
 
 AXES = {
     "method": {

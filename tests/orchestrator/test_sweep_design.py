@@ -5,11 +5,11 @@ import math
 import pytest
 
 from fl_core.errors import ConfigError
-from orchestrator.agenda import Agenda, Score, num_tuning
-from orchestrator.sweep_config import SweepConfig
-from orchestrator.sweep_design import Design
-from orchestrator.sweep_loading import is_sweep, load_sweep
-from orchestrator.sweep_state import to_yaml
+from orchestrator.sweep.agenda import Agenda, Score, num_tuning
+from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.design import Design
+from orchestrator.sweep.loading import is_sweep, load_sweep
+from orchestrator.sweep.state import to_yaml
 from orchestrator.yaml_text import read_yaml
 
 METHODS = {

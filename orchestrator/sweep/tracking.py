@@ -23,8 +23,8 @@ from orchestrator.labels import METHOD_TAG, SCENARIO_TAG, scenario_label
 from orchestrator.loading import flat
 from orchestrator.mlflow_access import THREAD_PREFIX, reason, without_password
 from orchestrator.results import Result
-from orchestrator.sweep_config import label
-from orchestrator.sweep_design import Design, Trial
+from orchestrator.sweep.config import label
+from orchestrator.sweep.design import Design, Trial
 from orchestrator.tracking import HASH_TAG, RunInfo, Status, Tracker
 
 logger = logging.getLogger(__name__)

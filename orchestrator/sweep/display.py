@@ -21,9 +21,9 @@ from rich.table import Table
 from orchestrator import events
 from orchestrator.display import console
 from orchestrator.results import Result
-from orchestrator.sweep_config import label
-from orchestrator.sweep_design import Trial
-from orchestrator.sweep_results import SweepResult
+from orchestrator.sweep.config import label
+from orchestrator.sweep.design import Trial
+from orchestrator.sweep.results import SweepResult
 
 METRICS = {
     "acc %": ("eval/global/accuracy", 100.0),

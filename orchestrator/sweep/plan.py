@@ -14,12 +14,12 @@ from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.display import console, show_plan
 from orchestrator.host import wanted_slots
-from orchestrator.sweep_config import SweepConfig
-from orchestrator.sweep_design import Design, Trial
-from orchestrator.sweep_display import clock
-from orchestrator.sweep_forecast import PROCESS_BYTES, Forecast, forecast, measured_rates
-from orchestrator.sweep_state import Runs
-from orchestrator.sweep_survey import Survey
+from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.design import Design, Trial
+from orchestrator.sweep.display import clock
+from orchestrator.sweep.forecast import PROCESS_BYTES, Forecast, forecast, measured_rates
+from orchestrator.sweep.state import Runs
+from orchestrator.sweep.survey import Survey
 
 
 def show_experiment_plan(config: ExperimentConfig) -> None:
@@ -157,7 +157,7 @@ def _tests(trials: Sequence[Trial]) -> list[Trial]:
 
 def _num_tuning(design: Design) -> dict[str, int]:
     """Tuning trials by method."""
-    from orchestrator.agenda import num_tuning
+    from orchestrator.sweep.agenda import num_tuning
 
     found: dict[str, int] = {}
     for group in design.groups:

@@ -45,10 +45,10 @@ def compare(
     majority class come with every run; local-only and centralised training of the same learner are
     run besides. What has run already is taken from its folder.
     """
-    from orchestrator.comparison import compare_rows
-    from orchestrator.comparison_display import show_comparison
+    from orchestrator.compare.comparison import compare_rows
+    from orchestrator.compare.display import show_comparison
+    from orchestrator.compare.lineup import Question, line_up
     from orchestrator.display import Watcher, console
-    from orchestrator.lineup import Question, line_up
 
     words = files_and_overrides
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
@@ -62,7 +62,7 @@ def compare(
         comparison = compare_rows(rows, question, watcher.on_event)
     show_comparison(comparison, console)
     if out is not None:
-        from orchestrator.comparison_export import write_comparison
+        from orchestrator.compare.export import write_comparison
 
         console.print("\n[bold]Written[/]")
         for path in write_comparison(comparison, out):

@@ -16,7 +16,7 @@ from fl_core.seeds import derive
 from orchestrator.config import ExperimentConfig
 from orchestrator.loading import config_hash, load_config, resolve
 from orchestrator.reading import ROOT, put
-from orchestrator.sweep_config import METHOD, Axis, SweepConfig, label, section_name
+from orchestrator.sweep.config import METHOD, Axis, SweepConfig, label, section_name
 
 Values = Mapping[str, Any]
 """By axis: a value, or the name of a variant."""

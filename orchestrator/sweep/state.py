@@ -22,9 +22,9 @@ import yaml
 from fl_core.errors import StateError
 from orchestrator.checkpoint import RunStore
 from orchestrator.loading import config_hash, load_config, to_dict
-from orchestrator.sweep_config import SweepConfig
-from orchestrator.sweep_design import Design, Trial
-from orchestrator.sweep_loading import load_sweep
+from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.design import Design, Trial
+from orchestrator.sweep.loading import load_sweep
 from orchestrator.yaml_text import Dumper, read_yaml
 
 SWEEPS = "sweeps"

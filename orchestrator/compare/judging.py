@@ -10,8 +10,8 @@ from scenarios import statistics
 from scenarios.statistics import BySeed
 
 if TYPE_CHECKING:
-    from orchestrator.lineup import Question
-    from orchestrator.outcomes import Outcome
+    from orchestrator.compare.lineup import Question
+    from orchestrator.compare.outcomes import Outcome
 
 BOOTSTRAP_SEED = 0
 LEVEL = 0.05

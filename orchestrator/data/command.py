@@ -25,7 +25,7 @@ class _Data(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "show" and "show" not in self.commands:
-            from orchestrator.data_show import show
+            from orchestrator.data.show import show
 
             self.add_command(show)
         return super().get_command(ctx, cmd_name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from orchestrator.sweep_config import SweepConfig
+    from orchestrator.sweep.config import SweepConfig
 
 
 @click.command()
@@ -22,11 +22,11 @@ def sweep(file: Path, overrides: tuple[str, ...], dry_run: bool, quiet: bool) ->
     Overrides such as seeds=2 change the sweep, others such as federation.rounds=20 its base. Trials
     whose runs are finished are not run again.
     """
-    from orchestrator.sweep_loading import load_sweep
+    from orchestrator.sweep.loading import load_sweep
 
     found = load_sweep(file, overrides)
     if dry_run:
-        from orchestrator.sweep_plan import show_sweep_plan
+        from orchestrator.sweep.plan import show_sweep_plan
 
         show_sweep_plan(found)
         return
@@ -38,8 +38,8 @@ def sweep(file: Path, overrides: tuple[str, ...], dry_run: bool, quiet: bool) ->
 @click.argument("overrides", nargs=-1)
 def plan(file: Path, overrides: tuple[str, ...]) -> None:
     """Show what an experiment or a sweep would run, take and send; nothing is computed."""
-    from orchestrator.sweep_loading import is_sweep, load_sweep
-    from orchestrator.sweep_plan import show_experiment_plan, show_sweep_plan
+    from orchestrator.sweep.loading import is_sweep, load_sweep
+    from orchestrator.sweep.plan import show_experiment_plan, show_sweep_plan
     from orchestrator.yaml_text import read_yaml
 
     if is_sweep(read_yaml(file)):
@@ -53,7 +53,7 @@ def plan(file: Path, overrides: tuple[str, ...]) -> None:
 def resume_sweep(name: str, overrides: tuple[str, ...], folder: Path, quiet: bool) -> bool:
     """Go on with the sweep of that name; False where there is none."""
     from fl_core.errors import ConfigError
-    from orchestrator.sweep_state import find_sweep, read_sweep
+    from orchestrator.sweep.state import find_sweep, read_sweep
 
     found = find_sweep(name, folder)
     if found is None:
@@ -68,8 +68,8 @@ def resume_sweep(name: str, overrides: tuple[str, ...], folder: Path, quiet: boo
 
 
 def run_and_show(sweep: SweepConfig, *, quiet: bool) -> None:
-    from orchestrator.sweep import run_sweep
-    from orchestrator.sweep_display import SweepWatcher, show_sweep
+    from orchestrator.sweep.display import SweepWatcher, show_sweep
+    from orchestrator.sweep.run import run_sweep
 
     try:
         with SweepWatcher(quiet=quiet) as watcher:

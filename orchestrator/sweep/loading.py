@@ -15,7 +15,7 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.loading import tracking_uri
 from orchestrator.reading import Reader, put
 from orchestrator.schema import Slot, slots
-from orchestrator.sweep_config import Axis, SweepConfig, Tuning, label
+from orchestrator.sweep.config import Axis, SweepConfig, Tuning, label
 from orchestrator.yaml_text import Loader, read_yaml
 
 NOT_AXES = re.compile(r"(name|seed|folder|store|tracking|resources\.(executor|address))(\.|$)")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fl_core.errors import ConfigError, did_you_mean
-from orchestrator.judging import VERDICT_COLUMNS, judge_scenario
-from orchestrator.lineup import Question, Row, Source, line_up
-from orchestrator.outcomes import Outcome, outcomes_of
+from orchestrator.compare.judging import VERDICT_COLUMNS, judge_scenario
+from orchestrator.compare.lineup import Question, Row, Source, line_up
+from orchestrator.compare.outcomes import Outcome, outcomes_of
 from orchestrator.run import Listener, run_experiments
 from scenarios.statistics import over_seeds
 

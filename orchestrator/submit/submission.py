@@ -22,9 +22,9 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.loading import load_config
 from orchestrator.reading import Reader
 from orchestrator.schema import slots
-from orchestrator.sweep_config import SweepConfig
-from orchestrator.sweep_design import Design
-from orchestrator.sweep_loading import is_sweep, load_sweep
+from orchestrator.sweep.config import SweepConfig
+from orchestrator.sweep.design import Design
+from orchestrator.sweep.loading import is_sweep, load_sweep
 from orchestrator.yaml_text import read_yaml
 from scenarios.data.catalogue import PACKAGED_DATASETS
 from scenarios.data.published import LAYOUTS

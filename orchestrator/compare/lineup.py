@@ -14,8 +14,8 @@ import numpy.typing as npt
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError, FedarenaError
 from fl_core.local import check_pair
+from orchestrator.compare.effort import centralised_of, local_only_of
 from orchestrator.config import ExperimentConfig
-from orchestrator.effort import centralised_of, local_only_of
 from orchestrator.experiment import run_folder
 from orchestrator.labels import method_label, result_settings, scenario_label, told_apart
 from orchestrator.loading import config_hash, load_config, resolve, to_dict

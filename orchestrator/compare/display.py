@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.comparison import SPREADS, Comparison
+from orchestrator.compare.comparison import SPREADS, Comparison
 
 NOT_AVAILABLE = "n/a"
 GAP = 2

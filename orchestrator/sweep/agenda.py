@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fl_core.errors import ConfigError
 from fl_core.seeds import derive
-from orchestrator.sweep_config import Axis, OptunaSearch
-from orchestrator.sweep_design import Design, Group, Trial
+from orchestrator.sweep.config import Axis, OptunaSearch
+from orchestrator.sweep.design import Design, Group, Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.sweep_config import Asha
-from orchestrator.sweep_design import Trial
-from orchestrator.trial import trainable
+from orchestrator.sweep.config import Asha
+from orchestrator.sweep.design import Trial
+from orchestrator.sweep.trial import trainable
 
 if TYPE_CHECKING:
-    from orchestrator.sweep import SweepRunner
+    from orchestrator.sweep.run import SweepRunner
 
 MAX_RESTARTS = 3
 """How often the actor of a trial that died is replaced before the trial counts as failed."""

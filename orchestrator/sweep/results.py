@@ -8,16 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.agenda import Agenda, Choice
 from orchestrator.checkpoint import RunStore
 from orchestrator.results import Result
-from orchestrator.sweep_config import label
-from orchestrator.sweep_design import Design
+from orchestrator.sweep.agenda import Agenda, Choice
+from orchestrator.sweep.config import label
+from orchestrator.sweep.design import Design
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.sweep import Ended
+    from orchestrator.sweep.run import Ended
 
 IDENTITY = ("method", "stage", "seed", "status", "run")
 

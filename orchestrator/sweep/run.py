@@ -19,21 +19,21 @@ from cluster.connect import connect
 from cluster.reserve import cluster_nodes
 from cluster.slices import check_placement, count_slices, slice_bundle
 from fl_core.errors import ConfigError
-from orchestrator.agenda import Agenda, Score
 from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Progress
 from orchestrator.host import wanted_slots
 from orchestrator.results import Result
-from orchestrator.sweep_config import Asha, SweepConfig
-from orchestrator.sweep_design import Design, Trial
-from orchestrator.sweep_results import SweepResult
-from orchestrator.sweep_state import CHOICES_FILE, Runs, SweepStore, sweep_folder
-from orchestrator.sweep_survey import Survey, fill_store
-from orchestrator.sweep_tracking import SweepTracker
-from orchestrator.sweep_tune import Shape, run_on_tune
+from orchestrator.sweep.agenda import Agenda, Score
+from orchestrator.sweep.config import Asha, SweepConfig
+from orchestrator.sweep.design import Design, Trial
+from orchestrator.sweep.results import SweepResult
+from orchestrator.sweep.state import CHOICES_FILE, Runs, SweepStore, sweep_folder
+from orchestrator.sweep.survey import Survey, fill_store
+from orchestrator.sweep.tracking import SweepTracker
+from orchestrator.sweep.trial import Order, TrialHost
+from orchestrator.sweep.tune import Shape, run_on_tune
 from orchestrator.tracking import preflight
-from orchestrator.trial import Order, TrialHost
 
 logger = logging.getLogger(__name__)
 

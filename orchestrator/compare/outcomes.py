@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from fl_core.metrics import share_worse_off
+from orchestrator.compare.effort import measure_effort
+from orchestrator.compare.lineup import Kind, Question, Row
 from orchestrator.config import ExperimentConfig
-from orchestrator.effort import measure_effort
 from orchestrator.experiment import run_folder
-from orchestrator.lineup import Kind, Question, Row
 from orchestrator.results import Result
 from scenarios.budget_curve import megabytes_to
 from scenarios.evaluate import OWN

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.checkpoint import write_atomic
-from orchestrator.comparison import Comparison
+from orchestrator.compare.comparison import Comparison
 from scenarios.budget_curve import BYTES_PER_MEGABYTE, value_at
 
 if TYPE_CHECKING:

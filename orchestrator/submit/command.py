@@ -42,7 +42,7 @@ def submit(
     where it stood when the same is submitted again.
     """
     from cluster.submit import Jobs, checked_address
-    from orchestrator.submission import prepare_submission
+    from orchestrator.submit.submission import prepare_submission
 
     overrides = [word for word in files_and_overrides if "=" in word and not Path(word).exists()]
     files = [Path(word) for word in files_and_overrides if word not in overrides]

@@ -1,0 +1,1 @@
+"""Several methods and seeds beside their references, and which is best."""

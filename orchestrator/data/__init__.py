@@ -1,0 +1,1 @@
+"""Commands that show data sets and who holds what of them."""

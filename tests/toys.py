@@ -54,6 +54,13 @@ class Linear:
         return logits + params["bias"] if "bias" in params else logits
 
 
+class LinearWithFeatures(Linear):
+    """The same for rules that compare class features: the normalised columns of its matrix."""
+
+    def features(self, params: Params, frozen: None) -> Tensor:
+        return torch.nn.functional.normalize(params["weight"].mT, dim=-1)  # [C, D]
+
+
 def linear_problem(
     num_examples: int = 60, seed: int = 0, dtype: torch.dtype = torch.float64, **fields: Any
 ) -> Problem:

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import Bench, linear_problem, uneven_shards
+from toys import Bench, LinearWithFeatures, linear_problem, uneven_shards
 
 from fl_core import wire
 from fl_core.federation import FEDERATIONS, FedAvg, FedProx, LocalOnly
@@ -175,7 +175,8 @@ def test_every_rule_goes_with_every_codec(kind, codec):
     rule = kind(rounds=2)
     bench, setting, server = make(rule, codec=codec)
     plain = Training(SGD(lr=0.05, momentum=0.0), "constant", local_epochs=1, batch_size=8)
-    bench = replace(bench, training=plain)
+    problem = replace(bench.problem, learner=LinearWithFeatures())
+    bench = replace(bench, training=plain, problem=problem)
     last_seen = {}
     for round in range(2):
         plan = plan_round(setting, round, range(5))

@@ -100,7 +100,10 @@ def call(command: list[Any]) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Milliseconds per round over all runs, the quietest run's median, and memory in MiB."""
+    """Milliseconds per round over all runs, the quietest run's median, and memory in MiB.
+
+    Memory comes as pairs: of a process alone, and what it shares (Ray's object store, files).
+    """
     kept = [[1e3 * s for s in run["seconds"][WARM_UP:]] for run in runs]
     pooled = sorted(ms for run in kept for ms in run)
     row: dict[str, Any] = {
@@ -110,7 +113,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "best_p50_ms": min(statistics.median(run) for run in kept),
     }
     for process, sizes in runs[0].get("memory", {}).items():
-        row[f"{process}_mib"] = [round(size / 2**20, 1) for size in sizes]
+        own, shared = (
+            [round(size / 2**20, 1) for size in kind] for kind in zip(*sizes, strict=True)
+        )
+        row |= {f"{process}_own_mib": own, f"{process}_shared_mib": shared}
     return row
 
 

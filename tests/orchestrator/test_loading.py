@@ -160,7 +160,7 @@ scenario: {partition: dirichle, num_clients: 0}
         "resources.threads = True (true or false) is not allowed: it must be a whole number.",
         "scenario.partition = 'dirichle' is not known. Did you mean 'dirichlet'",
         "scenario.num_clients = 0 is not allowed: it must be >= 1.",
-        "federation.mu is not a setting of fedavg. It is a setting of fedprox.",
+        "federation.mu is not a setting of fedavg. It is a setting of fedprox",
     }
     faults = caught.value.faults
     assert len(faults) == len(starts)

@@ -9,6 +9,7 @@ from fl_core.errors import ConfigError, DataError
 from scenarios.partitions import (
     Continuous,
     Dirichlet,
+    DisjointClasses,
     Domain,
     DomainDirichlet,
     Exponential,
@@ -37,6 +38,7 @@ PARTITIONS: list[Partition] = [
     Dirichlet(alpha=0.001, min_examples=20, top_up=True),
     InnerDirichlet(alpha=0.1),
     Pathological(num_classes_per_client=3, class_assignment_mode="first-deterministic"),
+    DisjointClasses(),
     Shards(),
     Shards(num_shards_per_client=None, shard_size=17, keep_incomplete=True),
     Linear(),

@@ -15,6 +15,7 @@ import pytest
 
 from scenarios.partitions import (
     Dirichlet,
+    DisjointClasses,
     Domain,
     DomainDirichlet,
     LogNormal,
@@ -69,5 +70,5 @@ def test_quantity_skews_differ_from_flwr_datasets_in_the_remainder_only(case):
 
 def test_every_partition_that_flwr_datasets_has_is_recorded():
     recorded = {case["partition"]["name"] for case in RECORDED["cases"]}
-    ours_only = {kind.name for kind in (LogNormal, Domain, DomainDirichlet)}
+    ours_only = {kind.name for kind in (DisjointClasses, LogNormal, Domain, DomainDirichlet)}
     assert recorded == set(KINDS) - ours_only

@@ -27,7 +27,6 @@ COMMON = (
 )
 STUDIES: Mapping[str, tuple[Sequence[str], str]] = {
     "het_0.05": ((PROMPTFL, FEDPGP), "scenario.partition.alpha=0.05"),
-    "het_0.5": ((PROMPTFL, FEDPGP), "scenario.partition.alpha=0.5"),
     "het_iid": ((PROMPTFL, FEDPGP), "scenario.partition=iid"),
     "shots_1": ((PROMPTFL,), "scenario.shots=1"),
     "shots_4": ((PROMPTFL,), "scenario.shots=4"),
@@ -44,7 +43,7 @@ STUDIES: Mapping[str, tuple[Sequence[str], str]] = {
 }
 TABLES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
     "Heterogeneity: shared model, and clients' own models": (
-        {"het_0.05": "alpha 0.05", "het_0.5": "alpha 0.5", "het_iid": "iid"},
+        {"het_0.05": "alpha 0.05", "het_iid": "iid"},
         {"eval/global/accuracy": "shared", "eval/personal/accuracy": "clients"},
     ),
     "Few shots: shared model, and clients' own models": (

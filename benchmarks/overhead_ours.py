@@ -42,6 +42,7 @@ from orchestrator.memory import keep_freed_memory
 from scenarios.data.dataset import UNSPECIFIED, Dataset
 from scenarios.partitions import Iid
 from scenarios.scenario import Scenario, build_population
+from scenarios.targets import home_target
 
 NUM_SLOTS = 2
 MEMORY_AT = (10, 200)
@@ -77,13 +78,7 @@ class VectorExperiment(Experiment):
     """An experiment whose learner is not in the union, so that no config could name it."""
 
     def setup(self) -> Setup:
-        named = Experiment(
-            replace(self.config, learner=ZeroShot()),
-            self.dataset,
-            self.population,
-            self.backbone,
-            {},
-        )
+        named = Experiment(**vars(self) | {"config": replace(self.config, learner=ZeroShot())})
         return replace(named.setup(), learner=self.config.learner, key=str(self.config.learner))
 
 
@@ -137,7 +132,11 @@ def make_experiment(setting: dict[str, Any], folder: Path) -> Experiment:
     config = replace(config, learner=Vector(setting["floats"]))  # type: ignore[arg-type]
     dataset = make_dataset(8 * setting["clients"])
     population = build_population(config.scenario, dataset)
-    return VectorExperiment(config, dataset, population, make_backbone(folder), {})
+    name = config.scenario.dataset
+    home = home_target(population, dataset, name)
+    return VectorExperiment(
+        config, {name: dataset}, population, [home], make_backbone(folder), {name: {}}
+    )
 
 
 def make_dataset(num_rows: int) -> Dataset:

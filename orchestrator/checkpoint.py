@@ -105,7 +105,11 @@ class RunStore:
                     f"{self.folder}: another process is working on this run. Wait for it, or end "
                     "it, then use `fedarena resume`."
                 )
-            yield
+            try:
+                yield
+            finally:
+                # Whoever holds the run next finds nothing of ours still at work in its folder.
+                self._disk.submit(int).result()
 
     # -- rounds ------------------------------------------------------------------------------
 
@@ -197,7 +201,7 @@ class RunStore:
     def drop_tensors(self, round: int) -> None:
         """Remove the tensors of a round that nothing refers to any more; its record stays.
 
-        In the background: nothing waits for it, and a file that is left over does no harm.
+        In the background: no round waits for it, only the end of ``lock``.
         """
         path = self.rounds_folder / f"{round + 1:06d}.safetensors"
         self._disk.submit(path.unlink, missing_ok=True)

@@ -14,23 +14,14 @@ from fl_core.backbones.clip import Clip
 from fl_core.checks import check_fields
 from fl_core.learners.base import masked_cross_entropy
 from fl_core.learners.prompts import (
-    Prompts,
+    ReferencedPrompts,
     class_features,
     features_of_each,
     first_context,
     normal,
-    prepare_prompts,
-    template_features,
+    prepare_referenced,
 )
 from fl_core.types import Batch, Params, Task, TensorSpec
-
-
-@dataclass(frozen=True)
-class FedPGPFrozen:
-    """reference: [C, D], the normalised features of the data set's template."""
-
-    prompts: Prompts
-    reference: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,12 +53,10 @@ class FedPGP:
     def two_parts(self) -> bool:
         return self.rank > 0
 
-    def prepare(self, backbone: Clip, task: Task) -> FedPGPFrozen:
-        prompts = prepare_prompts(backbone, task, self.num_tokens)
-        reference = template_features(backbone, task.classes, task.templates[:1])
-        return FedPGPFrozen(prompts, reference)
+    def prepare(self, backbone: Clip, task: Task) -> ReferencedPrompts:
+        return prepare_referenced(backbone, task, self.num_tokens)
 
-    def init(self, frozen: FedPGPFrozen, generator: torch.Generator) -> Params:
+    def init(self, frozen: ReferencedPrompts, generator: torch.Generator) -> Params:
         sigma = first_context(frozen.prompts, generator)  # [M, d_t]
         if not self.rank:
             return {"sigma": sigma}
@@ -80,10 +69,10 @@ class FedPGP:
         own = {"left": TensorSpec("personal"), "right": TensorSpec("personal")}
         return shared | own if self.rank else shared
 
-    def features(self, params: Params, frozen: FedPGPFrozen) -> Tensor:
+    def features(self, params: Params, frozen: ReferencedPrompts) -> Tensor:
         return class_features(frozen.prompts, personal_context(params))
 
-    def loss(self, params: Params, frozen: FedPGPFrozen, batch: Batch) -> Tensor:
+    def loss(self, params: Params, frozen: ReferencedPrompts, batch: Batch) -> Tensor:
         if not self.mu:
             return masked_cross_entropy(self.logits(params, frozen, batch.inputs), batch)
         both = torch.stack([params["sigma"], personal_context(params)])  # [2, M, d_t]
@@ -93,7 +82,7 @@ class FedPGP:
         contrast = -F.log_softmax(torch.stack(cosines) / self.tau, dim=0)[0].mean()
         return masked_cross_entropy(logits, batch) + self.mu * contrast
 
-    def logits(self, params: Params, frozen: FedPGPFrozen, inputs: Params) -> Tensor:
+    def logits(self, params: Params, frozen: ReferencedPrompts, inputs: Params) -> Tensor:
         w = self.features(params, frozen)  # [C, D]
         return frozen.prompts.scale * inputs["features"] @ w.mT  # [B, C]
 

@@ -13,21 +13,12 @@ from fl_core.backbones.clip import Clip
 from fl_core.checks import check_fields
 from fl_core.learners.base import masked_cross_entropy
 from fl_core.learners.prompts import (
-    Prompts,
+    ReferencedPrompts,
     class_features,
     first_context,
-    prepare_prompts,
-    template_features,
+    prepare_referenced,
 )
 from fl_core.types import Batch, Params, Task, TensorSpec
-
-
-@dataclass(frozen=True)
-class KgCoOpFrozen:
-    """reference: [C, D], the normalised features of the data set's template."""
-
-    prompts: Prompts
-    reference: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,21 +45,19 @@ class KgCoOp:
     def __post_init__(self) -> None:
         check_fields(self, num_tokens=">= 1", weight=">= 0")
 
-    def prepare(self, backbone: Clip, task: Task) -> KgCoOpFrozen:
-        prompts = prepare_prompts(backbone, task, self.num_tokens, self.init_text)
-        reference = template_features(backbone, task.classes, task.templates[:1])
-        return KgCoOpFrozen(prompts, reference)
+    def prepare(self, backbone: Clip, task: Task) -> ReferencedPrompts:
+        return prepare_referenced(backbone, task, self.num_tokens, self.init_text)
 
-    def init(self, frozen: KgCoOpFrozen, generator: torch.Generator) -> Params:
+    def init(self, frozen: ReferencedPrompts, generator: torch.Generator) -> Params:
         return {"context": first_context(frozen.prompts, generator)}
 
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
         return {"context": TensorSpec("shared")}
 
-    def features(self, params: Params, frozen: KgCoOpFrozen) -> Tensor:
+    def features(self, params: Params, frozen: ReferencedPrompts) -> Tensor:
         return class_features(frozen.prompts, params["context"])
 
-    def loss(self, params: Params, frozen: KgCoOpFrozen, batch: Batch) -> Tensor:
+    def loss(self, params: Params, frozen: ReferencedPrompts, batch: Batch) -> Tensor:
         w = self.features(params, frozen)  # [C, D]
         logits = frozen.prompts.scale * batch.inputs["features"] @ w.mT  # [B, C]
         loss = masked_cross_entropy(logits, batch)
@@ -77,6 +66,6 @@ class KgCoOp:
         half = 0.5 if self.distance == "cosine" else 1.0
         return loss + half * self.weight * ((w - frozen.reference) ** 2).sum(dim=-1).mean()
 
-    def logits(self, params: Params, frozen: KgCoOpFrozen, inputs: Params) -> Tensor:
+    def logits(self, params: Params, frozen: ReferencedPrompts, inputs: Params) -> Tensor:
         w = self.features(params, frozen)  # [C, D]
         return frozen.prompts.scale * inputs["features"] @ w.mT  # [B, C]

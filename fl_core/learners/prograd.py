@@ -13,21 +13,12 @@ from fl_core.backbones.clip import Clip
 from fl_core.checks import check_fields
 from fl_core.learners.base import masked_cross_entropy, masked_mean, with_gradient
 from fl_core.learners.prompts import (
-    Prompts,
+    ReferencedPrompts,
     class_features,
     first_context,
-    prepare_prompts,
-    template_features,
+    prepare_referenced,
 )
 from fl_core.types import Batch, Params, Task, TensorSpec
-
-
-@dataclass(frozen=True)
-class ProGradFrozen:
-    """reference: [C, D], the normalised features of the data set's template."""
-
-    prompts: Prompts
-    reference: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,21 +46,19 @@ class ProGrad:
     def __post_init__(self) -> None:
         check_fields(self, num_tokens=">= 1", strength=">= 0", temperature="> 0")
 
-    def prepare(self, backbone: Clip, task: Task) -> ProGradFrozen:
-        prompts = prepare_prompts(backbone, task, self.num_tokens, self.init_text)
-        reference = template_features(backbone, task.classes, task.templates[:1])
-        return ProGradFrozen(prompts, reference)
+    def prepare(self, backbone: Clip, task: Task) -> ReferencedPrompts:
+        return prepare_referenced(backbone, task, self.num_tokens, self.init_text)
 
-    def init(self, frozen: ProGradFrozen, generator: torch.Generator) -> Params:
+    def init(self, frozen: ReferencedPrompts, generator: torch.Generator) -> Params:
         return {"context": first_context(frozen.prompts, generator)}
 
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
         return {"context": TensorSpec("shared")}
 
-    def features(self, params: Params, frozen: ProGradFrozen) -> Tensor:
+    def features(self, params: Params, frozen: ReferencedPrompts) -> Tensor:
         return class_features(frozen.prompts, params["context"])
 
-    def loss(self, params: Params, frozen: ProGradFrozen, batch: Batch) -> Tensor:
+    def loss(self, params: Params, frozen: ReferencedPrompts, batch: Batch) -> Tensor:
         """Has the value of the cross entropy, and the projected gradient."""
 
         def both(context: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,11 +73,11 @@ class ProGrad:
         projected = g_ce - self.strength * along.clamp(max=0.0) * g_kl
         return with_gradient(ce, params, {"context": projected})
 
-    def logits(self, params: Params, frozen: ProGradFrozen, inputs: Params) -> Tensor:
+    def logits(self, params: Params, frozen: ReferencedPrompts, inputs: Params) -> Tensor:
         w = self.features(params, frozen)  # [C, D]
         return frozen.prompts.scale * inputs["features"] @ w.mT  # [B, C]
 
-    def _divergence(self, logits: Tensor, frozen: ProGradFrozen, batch: Batch) -> Tensor:
+    def _divergence(self, logits: Tensor, frozen: ReferencedPrompts, batch: Batch) -> Tensor:
         """tau^2 * mean KL(zero-shot || prompted) at temperature tau, a scalar."""
         zero_shot = frozen.prompts.scale * batch.inputs["features"] @ frozen.reference.mT
         log_q = torch.log_softmax(zero_shot / self.temperature, dim=-1)

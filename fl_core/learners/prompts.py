@@ -32,6 +32,15 @@ class Prompts:
     init: Tensor | None
 
 
+@dataclass(frozen=True)
+class ReferencedPrompts:
+    """Prompts that are held near a template; reference: [C, D], the template's normalised
+    class features."""
+
+    prompts: Prompts
+    reference: Tensor
+
+
 def prepare_prompts(
     backbone: Clip,
     task: Task,
@@ -50,6 +59,14 @@ def prepare_prompts(
         class_specific=class_specific,
     )
     return Prompts(backbone.text, layout, backbone.scale, init)
+
+
+def prepare_referenced(
+    backbone: Clip, task: Task, num_tokens: int, init_text: str | None = None
+) -> ReferencedPrompts:
+    """``prepare_prompts`` beside the features of the data set's own template."""
+    prompts = prepare_prompts(backbone, task, num_tokens, init_text)
+    return ReferencedPrompts(prompts, template_features(backbone, task.classes, task.templates[:1]))
 
 
 def first_context(prompts: Prompts, generator: torch.Generator, *leading: int) -> Tensor:

@@ -36,10 +36,9 @@ from fl_core.learners import (
 )
 from fl_core.learners.clip_adapter import ClipAdapterFrozen
 from fl_core.learners.fedtpg import FedTPGFrozen
-from fl_core.learners.kgcoop import KgCoOpFrozen
 from fl_core.learners.maple import MaPLeFrozen
 from fl_core.learners.proda import ProDAFrozen
-from fl_core.learners.prompts import Prompts
+from fl_core.learners.prompts import Prompts, ReferencedPrompts
 from fl_core.learners.promptsrc import PromptSRCFrozen
 from fl_core.learners.vpt import VPTFrozen
 from fl_core.seeds import generator
@@ -58,7 +57,7 @@ def prompts(num_tokens):
 
 
 def with_reference(num_tokens):
-    return KgCoOpFrozen(prompts(num_tokens), torch.zeros(100, WIDTH))
+    return ReferencedPrompts(prompts(num_tokens), torch.zeros(100, WIDTH))
 
 
 CASES = [

@@ -11,7 +11,7 @@ quickstart: $(STAMP)
 	$(VENV)/bin/fedarena run $(EXAMPLES:%=examples/%.yaml)
 
 test: $(STAMP) lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile  # clusters start beside numbers
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

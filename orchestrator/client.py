@@ -38,7 +38,7 @@ from orchestrator.jobs import (
     Setup,
     TrainJob,
 )
-from orchestrator.memory import keep_freed_memory
+from orchestrator.memory import keep_freed_memory, peak_bytes
 from orchestrator.problem import build_problem, stored_inputs
 from scenarios.targets import HOME
 
@@ -134,7 +134,8 @@ class ClientActor:
                 own = {name: tensor[lane] for name, tensor in state.items()}
                 self._states[outcome.client] = (round, own)
         cpu = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-        return GroupReply(call.index, outcomes, save(cpu) if cpu else b"")
+        blob = save(cpu) if cpu else b""
+        return GroupReply(call.index, outcomes, blob, peak_bytes(self.device))
 
     def _attempts(
         self, broadcast: Params, states: Params, work: Work, moment: Moment

@@ -24,6 +24,7 @@ from orchestrator.executors import Executor
 from orchestrator.experiment import Experiment, compute_features
 from orchestrator.jobs import GroupReply, Job, TrainJob
 from orchestrator.ledger import Ledger
+from orchestrator.memory import peak_bytes
 from orchestrator.placement import Placement
 from orchestrator.plan import outline
 from orchestrator.scoring import Scorer
@@ -42,7 +43,9 @@ class Coordinator:
         self.rule = self.setting.rule
         self.ledger = Ledger(store)
         self.placement = Placement(executor.num_slots)
-        self.scorer = Scorer(experiment, executor, self.placement, self.ledger)
+        self._actor_peak = 0
+        specs = self.setting.specs
+        self.scorer = Scorer(experiment, executor, self.placement, self.ledger, specs)
 
     def run(self) -> Iterator[Event]:
         """Go through all rounds that are not committed yet; yields what happens."""
@@ -94,6 +97,7 @@ class Coordinator:
         ):
             for reply in replies:
                 assert isinstance(reply, GroupReply)  # a TrainJob is answered by nothing else
+                self._actor_peak = max(self._actor_peak, reply.peak_bytes)
                 if reply.states:
                     self.placement.note(slot, plan.groups[reply.index], plan.round)
                 yield reply.index, _with_states(reply)
@@ -119,6 +123,9 @@ class Coordinator:
         self.ledger.stage(server.round - 1, result.states)
         metrics |= self._account(result)
         metrics["clients/failed"] = float(len(result.failures))
+        metrics["memory/coordinator_peak_bytes"] = float(peak_bytes())
+        if self._actor_peak:
+            metrics["memory/actor_peak_bytes"] = float(self._actor_peak)
         record = RoundRecord(
             round=server.round - 1,
             time_ms=0,

@@ -95,11 +95,13 @@ class GroupReply:
     """Outcomes in the order of the group's clients; ``states`` holds their new private states.
 
     It is one safetensors message of tensors stacked to [G, ...]; empty where there are none.
+    ``peak_bytes``: the most memory that the actor has had so far.
     """
 
     index: int
     outcomes: Sequence[Outcome]
     states: bytes = b""
+    peak_bytes: int = 0
 
     def __reduce__(self) -> tuple[Callable[..., GroupReply], tuple[Any, ...]]:
         """Large messages travel as buffers: Ray shares their memory instead of copying them."""
@@ -108,17 +110,16 @@ class GroupReply:
             if isinstance(outcome, ClientResult) and len(outcome.message) >= SHARED_FROM_BYTES:
                 buffers[lane] = PickleBuffer(outcome.message)
                 outcomes[lane] = replace(outcome, message=b"")
-        return _restored, (self.index, outcomes, self.states, buffers)
+        return _restored, (replace(self, outcomes=outcomes).__dict__, buffers)
 
 
-def _restored(
-    index: int, outcomes: list[Outcome], states: bytes, buffers: Mapping[int, Any]
-) -> GroupReply:
+def _restored(values: dict[str, Any], buffers: Mapping[int, Any]) -> GroupReply:
+    outcomes = values["outcomes"]
     for lane, buffer in buffers.items():
         outcome = outcomes[lane]
         assert isinstance(outcome, ClientResult)  # a failure has no message
         outcomes[lane] = replace(outcome, message=memoryview(buffer).cast("B"))
-    return GroupReply(index, outcomes, states)
+    return GroupReply(**values)
 
 
 @dataclass(frozen=True)

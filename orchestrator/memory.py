@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_KEPT_BYTES = 64 << 20
 MOST_KEPT_BYTES = 512 << 20
+
+
+def peak_bytes(device: torch.device | None = None) -> int:
+    """The most memory that this process has had so far: on ``device`` if that is a GPU, else
+    resident in main memory, mapped features and weights included."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says here goes on from before an exec
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def keep_freed_memory() -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MEASURED = ("time/", "memory/")
+"""How the names of metrics begin in which two equal runs may differ."""
+
 LEFT = ("comm/budget_left_bytes", "time/budget_left_s")
 """Metrics of which the last value counts, and not the sum over rounds."""
 
@@ -86,6 +89,8 @@ class Result:
             for name, value in record.metrics.items():
                 if name in LEFT:
                     summary[name] = value
+                elif name.startswith("memory/"):
+                    summary[name] = max(value, summary.get(name, 0.0))
                 elif name.startswith("comm/") or name == "time/link_s":
                     summary[name] = summary.get(name, 0.0) + value
                 elif name.startswith("time/"):

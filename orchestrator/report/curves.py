@@ -29,7 +29,7 @@ class Curve:
     values: Values
     by_client: Sequence[Values | None]
     losses: Values
-    seconds: Mapping[str, float]
+    costs: Mapping[str, float]
 
     @property
     def end(self) -> float:
@@ -75,7 +75,7 @@ def read_curve(config: ExperimentConfig, metric: str) -> Curve:
         [record.metrics.get(metric) for record in records],
         [record.client_metrics.get(metric) for record in records],
         [record.metrics.get("train/loss") for record in records],
-        _seconds(records),
+        _costs(records),
     )
 
 
@@ -91,11 +91,16 @@ def busiest_bytes(records: Sequence[RoundRecord]) -> list[int]:
     return found
 
 
-def _seconds(records: Sequence[RoundRecord]) -> dict[str, float]:
-    """Seconds by phase, over all rounds; what is left of a budget is no phase."""
-    seconds: dict[str, float] = {}
+def _costs(records: Sequence[RoundRecord]) -> dict[str, float]:
+    """Seconds of each phase, over all rounds, and peak bytes of memory.
+
+    What is left of a budget is no phase.
+    """
+    costs: dict[str, float] = {}
     for record in records:
         for name, value in record.metrics.items():
-            if name.startswith("time/") and "left" not in name:
-                seconds[name] = seconds.get(name, 0.0) + value
-    return seconds
+            if name.startswith("memory/"):
+                costs[name] = max(value, costs.get(name, 0.0))
+            elif name.startswith("time/") and "left" not in name:
+                costs[name] = costs.get(name, 0.0) + value
+    return costs

@@ -59,7 +59,7 @@ def all_tables(
         effort_table(outcomes, comparison, curves),
         tests_table(comparison),
         clients_table(outcomes),
-        time_table(rows, curves),
+        cost_table(rows, curves),
         runs_table(outcomes, curves),
         environment_table(rows),
     ]
@@ -163,22 +163,35 @@ def clients_table(outcomes: Sequence[Outcome]) -> Table:
     return Table("clients", "Spread over clients", columns, rows, note)
 
 
-def time_table(rows: Sequence[Row], curves: Curves) -> Table:
-    """Seconds of each phase per run, mean over seeds."""
-    phases = list(
-        dict.fromkeys(p for own in curves.values() for c in own.values() for p in c.seconds)
+def cost_table(rows: Sequence[Row], curves: Curves) -> Table:
+    """Seconds of each phase and peak memory per run, mean over seeds."""
+    names = sorted(
+        {name for own in curves.values() for c in own.values() for name in c.costs},
+        key=lambda name: (not name.startswith("time/"), name),
     )
-    titles = {"round_s": "rounds", "eval_s": "scoring", "link_s": "on the declared links"}
-    columns = [SCENARIO, METHOD]
-    for phase in phases:
-        name = phase.removeprefix("time/")
-        columns.append(Column(name, titles.get(name, name.removesuffix("_s")), "s per run"))
+    columns = [SCENARIO, METHOD, *(_cost_column(name) for name in names)]
     told: list[list[Cell]] = []
     for row in rows:
         own = list(curves[row.scenario, row.method].values())
-        told.append([row.scenario, row.method, *(_mean_seconds(own, phase) for phase in phases)])
-    note = "Mean over seeds. Rounds: training and aggregation; start-up is not counted."
+        told.append([row.scenario, row.method, *(_mean_cost(own, name) for name in names)])
+    note = (
+        "Mean over seeds. Rounds: training and aggregation; start-up is not counted. Peak memory: "
+        "of one process, with the features and weights that it shares with others; on a GPU, "
+        "what torch allocated there."
+    )
     return Table("time", "Cost by phase", columns, told, note)
+
+
+def _cost_column(name: str) -> Column:
+    titles = {
+        "time/round_s": "rounds",
+        "time/eval_s": "scoring",
+        "time/link_s": "on the declared links",
+        "memory/actor_peak_bytes": "peak of an actor",
+        "memory/coordinator_peak_bytes": "peak of the coordinator",
+    }
+    kind, _, rest = name.partition("/")
+    return Column(rest, titles.get(name, rest), "s per run" if kind == "time" else "MiB")
 
 
 def runs_table(outcomes: Sequence[Outcome], curves: Curves) -> Table:
@@ -239,6 +252,7 @@ def _interval(row: Mapping[str, object], name: str) -> list[Cell]:
     return [max(0.0, low), min(100.0, high)]
 
 
-def _mean_seconds(curves: Sequence[Curve], phase: str) -> float | None:
-    known = [curve.seconds[phase] for curve in curves if phase in curve.seconds]
-    return math.fsum(known) / len(known) if known else None
+def _mean_cost(curves: Sequence[Curve], name: str) -> float | None:
+    known = [curve.costs[name] for curve in curves if name in curve.costs]
+    unit = 1.0 if name.startswith("time/") else 2**20
+    return math.fsum(known) / len(known) / unit if known else None

@@ -15,7 +15,7 @@ from orchestrator.executors import InlineExecutor
 from orchestrator.experiment import run_folder
 from orchestrator.host import CoordinatorHost
 from orchestrator.plan import make_plan
-from orchestrator.results import Result
+from orchestrator.results import MEASURED, Result
 from orchestrator.run import run_experiments
 
 
@@ -31,8 +31,11 @@ def interrupted(config, after_round):
 
 
 def untimed(record):
-    clocks = ("time/round_s", "time/eval_s")
-    return {name: value for name, value in record.metrics.items() if name not in clocks}
+    return {
+        name: value
+        for name, value in record.metrics.items()
+        if name == "time/link_s" or not name.startswith(MEASURED)
+    }
 
 
 def assert_equal_runs(ours, theirs):

@@ -11,7 +11,8 @@ from fl_core.errors import ResourceError
 from orchestrator.events import Committed
 from orchestrator.experiment import run_folder
 from orchestrator.host import CoordinatorHost
-from orchestrator.results import Result
+from orchestrator.memory import peak_bytes
+from orchestrator.results import MEASURED, Result
 from orchestrator.run import run_experiments
 from orchestrator.session import Session
 
@@ -25,7 +26,7 @@ def everything(config):
     """Final shared tensors, and all metrics but times, of a finished run."""
     result = Result.load(run_folder(config))
     rounds = [
-        {n: v for n, v in record.metrics.items() if not n.startswith("time/")}
+        {n: v for n, v in record.metrics.items() if not n.startswith(MEASURED)}
         for record in result.records
     ]
     return result.parameters, rounds, [record.client_metrics for record in result.records]
@@ -49,6 +50,17 @@ def reference(make_config):
         return everything(config)
 
     return run
+
+
+def test_peak_memory_is_a_metric_and_no_part_of_equality(make_config):
+    config = make_config()
+    before = peak_bytes()
+    result = run_experiments([config])[0]
+    for process in ("actor", "coordinator"):
+        peaks = [r.metrics.get(f"memory/{process}_peak_bytes", 0.0) for r in result.records]
+        assert peaks == sorted(peaks)
+        assert before <= peaks[-1] <= peak_bytes()
+        assert result.summary[f"memory/{process}_peak_bytes"] == peaks[-1]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from orchestrator.experiment import run_folder
 from orchestrator.host import CoordinatorHost
 from orchestrator.ledger import Ledger
 from orchestrator.loading import to_yaml
-from orchestrator.results import Result
+from orchestrator.results import MEASURED, Result
 from orchestrator.run import load_run, run_experiments
 
 RULES = ("fedavg", "local_only")
@@ -36,7 +36,7 @@ def assert_equal_runs(config, other):
     for name in theirs.parameters:
         assert torch.equal(ours.parameters[name], theirs.parameters[name])
     for mine, their in zip(ours.records, theirs.records, strict=True):
-        drop = {n for n in their.metrics if n.startswith("time/")}
+        drop = {n for n in their.metrics if n.startswith(MEASURED)}
         assert {n: v for n, v in mine.metrics.items() if n not in drop} == {
             n: v for n, v in their.metrics.items() if n not in drop
         }

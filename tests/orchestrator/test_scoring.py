@@ -20,6 +20,7 @@ from orchestrator.events import Committed
 from orchestrator.executors import InlineExecutor
 from orchestrator.experiment import prepare_experiment, run_folder
 from orchestrator.host import CoordinatorHost
+from orchestrator.results import MEASURED
 from orchestrator.run import run_experiments
 from scenarios.features import FeatureStore
 
@@ -114,7 +115,7 @@ def run(config):
 
 
 def without_times(record):
-    return {n: v for n, v in record.metrics.items() if not n.startswith("time/")}
+    return {n: v for n, v in record.metrics.items() if not n.startswith(MEASURED)}
 
 
 def features_of(experiment, spec):

@@ -15,7 +15,7 @@ from orchestrator.checkpoint import RunStore
 from orchestrator.cli import main
 from orchestrator.host import CoordinatorHost
 from orchestrator.loading import to_dict
-from orchestrator.results import Result
+from orchestrator.results import MEASURED, Result
 from orchestrator.run import run_experiments
 from orchestrator.sweep.design import Design
 from orchestrator.sweep.loading import load_sweep
@@ -70,7 +70,7 @@ def records_of(folder):
     for path in sorted(folder.glob("*/rounds")):
         rounds = []
         for record in RunStore(path.parent).records():
-            kept = {n: v for n, v in record.metrics.items() if not n.startswith("time/")}
+            kept = {n: v for n, v in record.metrics.items() if not n.startswith(MEASURED)}
             rounds.append((record.round, kept, dict(record.client_metrics), record.sha256))
         found[path.parent.name] = rounds
     return found

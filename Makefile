@@ -1,14 +1,15 @@
-# make quickstart: install, then four experiments and their comparison. make test: the whole suite.
+# make quickstart: install, then a sweep of methods, scenarios and budgets with its report.
+# make test: the whole suite.
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
-EXAMPLES := zero_shot local_only promptfl centralised
 
 .PHONY: quickstart test lint install clean
 
 quickstart: $(STAMP)
-	$(VENV)/bin/fedarena run $(EXAMPLES:%=examples/%.yaml)
+	$(VENV)/bin/fedarena sweep examples/quickstart.yaml
+	$(VENV)/bin/fedarena report quickstart
 
 test: $(STAMP) lint
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile  # clusters start beside numbers

@@ -163,7 +163,7 @@ def horizon(
 
 def rounds_to_schedule(training: Training, rounds: int, forecast: Forecast) -> int:
     """The rounds over which the learning rate falls: the admitted ones, where it falls over all."""
-    return forecast.rounds if _falls_over_run(training) else rounds
+    return forecast.rounds if falls_over_run(training) else rounds
 
 
 def one_run_answers(training: Training, communication: Communication, setting: Setting) -> bool:
@@ -173,7 +173,7 @@ def one_run_answers(training: Training, communication: Communication, setting: S
     budget per client changes who is drawn.
     """
     drawn = setting.rule.clients_per_round is not None
-    return not _falls_over_run(training) and not (drawn and communication.budget.per == "client")
+    return not falls_over_run(training) and not (drawn and communication.budget.per == "client")
 
 
 def refuse_no_round(
@@ -206,7 +206,8 @@ def refuse_no_round(
     return ConfigError(faults)
 
 
-def _falls_over_run(training: Training) -> bool:
+def falls_over_run(training: Training) -> bool:
+    """Whether the learning rate follows the end of the run: longer runs then begin otherwise."""
     return training.schedule != "constant" and training.schedule_span == "run"
 
 

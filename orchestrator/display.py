@@ -27,7 +27,7 @@ from orchestrator.loading import to_dict
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results import Result
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)  # files and logs have room
 
 COLUMNS = {
     "acc %": "accuracy of the shared model on the whole test split",

@@ -17,11 +17,11 @@ FOLDER = click.option(
 
 
 def _numbers(
-    ctx: click.Context, param: click.Parameter, value: str | tuple[float, ...]
-) -> tuple[float, ...]:
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
     """Numbers with commas between."""
-    if isinstance(value, tuple):
-        return value
+    if value is None:
+        return None
     try:
         return tuple(float(word) for word in value.split(","))
     except ValueError:
@@ -47,9 +47,7 @@ def _numbers(
 @click.option(
     "--budgets",
     callback=_numbers,
-    default="0.25,1,4",
-    show_default=True,
-    help="Megabytes per client, both ways.",
+    help="Megabytes per client, both ways.  [default: the sweeps' own, else 0.25,1,4]",
 )
 @click.option("--metric", default="eval/personal/accuracy", show_default=True)
 @FOLDER
@@ -58,7 +56,7 @@ def report(
     out: Path | None,
     format_: Literal["html", "csv", "latex", "json"],
     target: float | None,
-    budgets: tuple[float, ...],
+    budgets: tuple[float, ...] | None,
     metric: str,
     folder: Path,
 ) -> None:
@@ -67,10 +65,10 @@ def report(
     Give sweeps, folders that `fedarena compare --out` wrote, or runs; without any, all runs.
     """
     from orchestrator.report.content import Ask, make_report
-    from orchestrator.report.gather import gather
+    from orchestrator.report.gather import declared_budgets, gather
     from orchestrator.report.write import ENDINGS, write_report
 
-    ask = Ask(metric, budgets, target)
+    ask = Ask(metric, budgets or declared_budgets(names, folder) or Ask.budgets, target)
     found = make_report(gather(names, folder), ask)
     for answer in found.answers:
         click.echo(f"{answer.scenario}")

@@ -67,6 +67,15 @@ def gather(names: Sequence[str], folder: Path) -> Material:
     return Material(rows_of(found), left_out)
 
 
+def declared_budgets(names: Sequence[str], folder: Path) -> tuple[float, ...]:
+    """The budgets at which the sweeps among ``names`` say that methods are compared."""
+    from orchestrator.sweep.state import read_sweep
+
+    sweeps = (_sweep_path(name, folder) for name in names)
+    found = {b for path in sweeps if path is not None for b in read_sweep(path).budgets}
+    return tuple(sorted(found))
+
+
 def rows_of(runs: Sequence[Found]) -> list[Row]:
     """One row per method and scenario, with all of its seeds; a run of equal config stands once."""
     groups: dict[str, dict[tuple[int, int], Found]] = {}

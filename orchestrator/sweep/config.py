@@ -18,6 +18,7 @@ from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 
 FORBID = {"extra": "forbid"}
+BUDGET = "communication.budget"
 METHOD = "method"
 """The axis that says which method a trial runs; without it, learner and federation say so."""
 CELL_KINDS, TUNED_KINDS = (
@@ -191,6 +192,9 @@ class SweepConfig:
 
     base: settings that all trials have, inline or as a file. seeds: of training, a list or how
     many; with ``vary_data`` the i-th seed also draws the data anew (scenario.seed + i).
+    budgets: megabytes per client, both ways, at which methods are compared. Where the learning
+    rate does not follow the end of the run, one run up to the largest answers all of them;
+    elsewhere each is a run of its own.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -199,6 +203,7 @@ class SweepConfig:
     axes: dict[str, Axis] = field(default_factory=dict)
     seeds: tuple[int, ...] | int = 1
     vary_data: bool = False
+    budgets: tuple[float, ...] = ()
     scheduler: Unscheduled | Asha = field(default_factory=Unscheduled)
     searcher: RandomSearch | OptunaSearch = field(default_factory=RandomSearch)
     tuning: Tuning | None = None
@@ -212,6 +217,13 @@ class SweepConfig:
             )
         if not self.seed_list or len(set(self.seed_list)) < len(self.seed_list):
             faults.append(f"seeds = {self.seeds!r} must be 1 or more, or a list without doubles.")
+        if not all(0 < b < math.inf for b in self.budgets) or len(set(self.budgets)) < len(
+            self.budgets
+        ):
+            faults.append(
+                f"budgets = {list(self.budgets)} is not allowed: name megabytes per client above "
+                "0, each once, such as [0.25, 1, 4]."
+            )
         if self.tuning is None and isinstance(self.scheduler, Asha):
             faults.append("scheduler = asha only ends tuning trials: add a section tuning.")
         if self.tuning is None and isinstance(self.searcher, OptunaSearch):

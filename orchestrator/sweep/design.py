@@ -13,15 +13,17 @@ from fl_core.errors import ConfigError
 from fl_core.federation import FedAvg
 from fl_core.learners import CoOp
 from fl_core.seeds import derive
+from orchestrator.budget import falls_over_run
 from orchestrator.config import ExperimentConfig
 from orchestrator.loading import config_hash, load_config, resolve
 from orchestrator.reading import ROOT, put
-from orchestrator.sweep.config import METHOD, Axis, SweepConfig, label, section_name
+from orchestrator.sweep.config import BUDGET, METHOD, Axis, SweepConfig, label, section_name
 
 Values = Mapping[str, Any]
 """By axis: a value, or the name of a variant."""
 
 Stage = Literal["tuning", "test"]
+MEGABYTES = f"{BUDGET}.megabytes"
 ATTEMPTS_PER_POINT = 50  # after so many draws a small space is taken to be exhausted
 
 
@@ -90,7 +92,24 @@ class Design:
                 for cell in found
                 for chosen in ([{name: v} for v in axis.values] if applies(axis, cell) else [{}])
             ]
-        return [{n: cell[n] for n in axes if n in cell} for cell in found]
+        found = [{n: cell[n] for n in axes if n in cell} for cell in found]
+        return [
+            {**cell, **chosen}
+            for cell in found
+            for chosen in ([{MEGABYTES: b} for b in self._budgets(cell)] or [{}])
+        ]
+
+    def _budgets(self, cell: Values) -> Sequence[float]:
+        """Which of the sweep's budgets need a run of their own in this cell."""
+        if not self.sweep.budgets:
+            return ()
+        try:
+            config = self.config(cell, self.sweep.seed_list[0], "cell")
+        except ConfigError:  # told with the faults of all trials
+            return self.sweep.budgets
+        if not config.federation.communicates:
+            return ()
+        return self.sweep.budgets if falls_over_run(config.training) else (max(self.sweep.budgets),)
 
     def method(self, cell: Values) -> str:
         """The value of the axis ``method``, or learner and federation where there is none."""
@@ -223,8 +242,10 @@ class Design:
     def _raw(self, values: Values) -> dict[str, Any]:
         """The base with the settings that stand for ``values``; sections before what is in them."""
         settings: list[tuple[str, Any]] = []
+        if MEGABYTES in values and self.sweep.budgets:
+            settings += [(f"{BUDGET}.per", "client"), (f"{BUDGET}.direction", "both")]
         for name, value in values.items():
-            variants = self.sweep.axes[name].variants
+            variants = self.sweep.axes[name].variants if name in self.sweep.axes else None
             chosen = variants[value] if variants is not None else {name: value}
             for path, setting in chosen.items():
                 settings += flattened(path, setting)

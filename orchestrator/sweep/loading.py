@@ -15,7 +15,7 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.loading import tracking_uri
 from orchestrator.reading import Reader, put
 from orchestrator.schema import Slot, slots
-from orchestrator.sweep.config import Axis, SweepConfig, Tuning, label
+from orchestrator.sweep.config import BUDGET, Axis, SweepConfig, Tuning, label
 from orchestrator.yaml_text import Loader, read_yaml
 
 NOT_AXES = re.compile(r"(name|seed|folder|store|tracking|resources\.(executor|address))(\.|$)")
@@ -117,6 +117,8 @@ def _axis_faults(sweep: SweepConfig) -> list[str]:
     faults = []
     for name, axis in sweep.axes.items():
         at = f"axes.{name}"
+        if sweep.budgets and name.startswith(BUDGET):
+            faults.append(f"{at} and budgets both set what may be sent: leave one of them out.")
         paths = [p for v in axis.variants.values() for p in v] if axis.variants else [name]
         for path in dict.fromkeys(p for p in paths if NOT_AXES.match(str(p))):
             instead = "seeds" if path == "seed" else "base"

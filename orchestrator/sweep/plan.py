@@ -15,7 +15,7 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.display import console, show_plan
 from orchestrator.host import wanted_slots
 from orchestrator.sweep.config import SweepConfig
-from orchestrator.sweep.design import Design, Trial
+from orchestrator.sweep.design import MEGABYTES, Design, Trial
 from orchestrator.sweep.display import clock
 from orchestrator.sweep.forecast import PROCESS_BYTES, Forecast, forecast, measured_rates
 from orchestrator.sweep.state import Runs
@@ -58,6 +58,7 @@ def show_sweep_plan(sweep: SweepConfig) -> None:
             "trials": f"{sum(tuning.values()) + len(_tests(trials))} "
             f"({sum(tuning.values())} tuning, {len(_tests(trials))} test)",
             "of the test trials": _count_states(_tests(trials), states),
+            **_budgets(design),
             "at once": at_once[0],
             "memory, about": f"{_peak(trials, known, at_once[1]) / 1e9:.1f} GB on all slices",
             "MB in all, at most": f"{_total(design, trials, known, 'sent_bytes') / 1e6:.1f}",
@@ -136,6 +137,21 @@ def _show_methods(
             _span([known[t.key].sent_bytes / 1e6 for t in tests], ".2f"),
         )
     console.print(table)
+
+
+def _budgets(design: Design) -> dict[str, str]:
+    """How the budgets at which methods are compared become runs."""
+    budgets = design.sweep.budgets
+    if not budgets:
+        return {}
+    largest = [cell[MEGABYTES] == max(budgets) for cell in design.cells if MEGABYTES in cell]
+    runs = "one run answers all" if all(largest) else "a run for each"
+    runs = (
+        runs
+        if all(largest) or sum(largest) * len(budgets) == len(largest)
+        else ("one run answers all where the learning rate does not follow the end of the run")
+    )
+    return {"budgets, MB per client": f"{', '.join(f'{b:g}' for b in sorted(budgets))}: {runs}"}
 
 
 def _show_facts(facts: Mapping[str, str]) -> None:

@@ -51,6 +51,44 @@ def test_a_grid_is_the_product_of_its_axes_and_seeds():
     assert {t.config.federation.rounds for t in trials if t.method != "zs"} == {3}
 
 
+BUDGETED = {**METHODS, "local": {"federation": "local_only"}}
+
+
+def megabytes(trials):
+    found = {}
+    for trial in trials:
+        found.setdefault(trial.method, []).append(trial.config.communication.budget.megabytes)
+    return found
+
+
+def test_one_run_answers_all_budgets_where_the_learning_rate_does_not_follow_the_end():
+    steady = {"training": {"schedule": "constant"}}
+    sweep = sweep_of({"method": BUDGETED}, budgets=[4, 1], base=steady)
+    trials = Design(sweep).check()
+    assert megabytes(trials) == {
+        "promptfl": [4],
+        "fedprox": [4],
+        "zs": [4],
+        "local": [None],
+    }
+    budgets = [t.config.communication.budget for t in trials if t.method != "local"]
+    assert {(b.per, b.direction) for b in budgets} == {("client", "both")}
+
+
+def test_each_budget_is_a_run_where_the_learning_rate_follows_the_end():
+    axes = {"method": BUDGETED, "training.schedule": ["cosine", "constant"]}
+    found = megabytes(Design(sweep_of(axes, budgets=[1, 4])).check())
+    assert found["promptfl"] == [1, 4, 4]
+    assert found["local"] == [None, None]
+
+
+def test_budgets_that_mean_nothing_or_stand_in_two_places_are_refused():
+    assert any("budgets = [1.0, 1.0]" in f for f in faults_of({}, budgets=[1, 1]))
+    assert any("budgets = [0.0]" in f for f in faults_of({}, budgets=[0]))
+    twice = faults_of({"communication.budget.megabytes": [1, 2]}, budgets=[1])
+    assert any("leave one of them out" in fault for fault in twice)
+
+
 def test_a_variant_sets_several_settings_and_keeps_those_of_the_base():
     trials = {t.method: t for t in Design(sweep_of({"method": METHODS})).check()}
     assert trials["fedprox"].config.federation.name == "fedprox"

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/round_overhead.py --out round_overhead.json
 
-100 clients on two actors of one CPU each, evaluation off. Every measurement is a process of its own
+Clients on two actors of one CPU each, evaluation off. Every measurement is a process of its own
 with a Ray cluster of its own; contestants alternate, so that a busy machine slows all. Flower pins
 another Ray, so it gets a virtual environment (--flower-venv keeps it from run to run).
 """
@@ -30,6 +30,7 @@ SETTINGS = (
     {"clients": 100, "cohort": 10, "floats": 2_048},
     {"clients": 100, "cohort": 10, "floats": 524_288},
     {"clients": 100, "cohort": 100, "floats": 2_048},
+    {"clients": 10_000, "cohort": 100, "floats": 2_048},
 )
 FLOWER = "Flower simulation"
 OURS = (

@@ -10,7 +10,8 @@ import click
 
 from orchestrator.compare.command import compare
 from orchestrator.data.command import data
-from orchestrator.report.command import export, report, runs, show
+from orchestrator.new.command import new
+from orchestrator.report.command import FOLDER, export, report, runs, show
 from orchestrator.submit.command import stop, submit
 from orchestrator.sweep.command import plan, resume_sweep, sweep
 
@@ -92,21 +93,29 @@ def list_(kind: str) -> None:
 
 
 @main.command()
+@click.argument("sweep", required=False)
 @click.option("--uri", help="Tracking URI; the default is sqlite:///mlflow.db in this folder.")
 @click.option("--port", default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
-def ui(uri: str | None, port: int, host: str) -> None:
-    """Open MLflow's web page on the right database."""
+@FOLDER
+def ui(sweep: str | None, uri: str | None, port: int, host: str, folder: Path) -> None:
+    """Open MLflow's web page on the right database; for SWEEP, tell the page of its charts."""
     import os
     import sys
 
     from orchestrator.loading import tracking_uri
 
+    page = f"http://{host}:{port}"
+    if sweep is not None:
+        from orchestrator.sweep.tracking import charts_page
+
+        uri, charts = charts_page(sweep, folder)
+        page += charts
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--backend-store-uri", tracking_uri(uri)]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
-    click.echo(f"MLflow on http://{host}:{port} (end it with Ctrl-C)")
+    click.echo(f"MLflow on {page} (end it with Ctrl-C)")
     os.execv(sys.executable, command)
 
 

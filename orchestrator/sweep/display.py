@@ -135,10 +135,9 @@ def show_sweep(result: SweepResult) -> None:
     console.print(
         f"  tables: {result.folder}/trials.csv, summary.csv", highlight=False, soft_wrap=True
     )
-    console.print("  fedarena ui: filter by", highlight=False, end=" ")
-    console.print(
-        f"tags.`fedarena.sweep` = '{result.folder.name}'", highlight=False, soft_wrap=True
-    )
+    name = result.folder.name
+    console.print(f"  charts: fedarena ui {name}", highlight=False, soft_wrap=True)
+    console.print(f"  which method, at which price: fedarena report {name}", highlight=False)
 
 
 def _table(result: SweepResult) -> Table:

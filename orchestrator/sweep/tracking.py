@@ -16,20 +16,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
+from fl_core.errors import StateError
 from orchestrator.checkpoint import RunStore
 from orchestrator.export import export_run
 from orchestrator.labels import METHOD_TAG, SCENARIO_TAG, scenario_label
-from orchestrator.loading import flat
-from orchestrator.mlflow_access import THREAD_PREFIX, reason, without_password
+from orchestrator.loading import flat, tracking_uri
+from orchestrator.mlflow_access import THREAD_PREFIX, connect, reason, without_password
 from orchestrator.results import Result
 from orchestrator.sweep.config import label
 from orchestrator.sweep.design import Design, Trial
+from orchestrator.sweep.state import find_sweep, read_sweep
 from orchestrator.tracking import HASH_TAG, RunInfo, Status, Tracker
 
 logger = logging.getLogger(__name__)
 
-PARENT_TAG, SWEEP_TAG = "mlflow.parentRunId", "fedarena.sweep"
+PARENT_TAG, SWEEP_TAG, STAGE_TAG = "mlflow.parentRunId", "fedarena.sweep", "fedarena.stage"
 SENT_FILE = "tracked.txt"
 PAUSE_S = 5.0
 """A run is sent at most that often while it goes on."""
@@ -182,7 +185,7 @@ class SweepTracker:
             SWEEP_TAG: self._store.folder.name,
             METHOD_TAG: trial.method,
             SCENARIO_TAG: scenario_label(config),
-            "fedarena.stage": trial.stage,
+            STAGE_TAG: trial.stage,
         }
         tags |= {f"fedarena.{key}": str(value) for key, value in child.facts.items()}
         return RunInfo(child.run.name, name, {**flat(config), **own}, tags)
@@ -219,3 +222,27 @@ class SweepTracker:
                 )
             return False
         return True
+
+
+def charts_page(sweep: str, folder: Path) -> tuple[str, str]:
+    """A sweep's tracking URI, and the page of MLflow that charts its test trials.
+
+    MLflow shows children under their parent while runs are sorted by time, and hides them there;
+    sorted by a metric they stand side by side. StateError where there is no such sweep, or where
+    it was not tracked.
+    """
+    found = find_sweep(sweep, folder)
+    if found is None:
+        raise StateError(f"there is no sweep {sweep} in {folder}: `fedarena runs` lists what is.")
+    config = Design(read_sweep(found)).check()[0].config
+    if not config.tracking.enabled:
+        raise StateError(f"{sweep} was not tracked: tracking.enabled is false.")
+    uri = tracking_uri(config.tracking.uri)
+    _, experiment = connect(uri, config.tracking.experiment)
+    wanted = {
+        "searchFilter": f"tags.`{SWEEP_TAG}` = '{found.name}' and tags.`{STAGE_TAG}` = 'test'",
+        "orderByKey": "metrics.`eval/personal/accuracy`",
+        "orderByAsc": "false",
+        "compareRunsMode": "CHART",
+    }
+    return uri, f"/#/experiments/{experiment}/runs?{urlencode(wanted, quote_via=quote)}"

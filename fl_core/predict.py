@@ -45,7 +45,8 @@ def score_group(
 ) -> list[Scores]:
     """Score G models, each on its own examples; ``params`` are stacked to [G, ...].
 
-    candidates: bool [G, C], the classes that each model chooses from. None: all classes.
+    candidates: bool [G, C], the classes that each model chooses from, or [G, L, C] for the L rows
+    of the longest, where rows differ in them. None: all classes.
     """
     length = max((len(own) for own in rows), default=0)
     if not length:
@@ -55,7 +56,7 @@ def score_group(
         candidates = torch.ones(len(rows), 1, dtype=torch.bool)
     padded = torch.stack([torch.nn.functional.pad(own, (0, length - len(own))) for own in rows])
     device = problem.labels.device
-    lanes = params, padded.to(device), candidates.to(device)  # [G, ...], [G, length], [G, C or 1]
+    lanes = params, padded.to(device), candidates.to(device)  # [G, ...], [G, L], ...
     with torch.no_grad():
         if problem.groupable:
             both = torch.vmap(lambda p, r, c: _score(problem, p, r, c))(*lanes)

@@ -10,7 +10,12 @@ from fl_core.federation import FEDERATIONS
 from fl_core.learners import LEARNERS
 from fl_core.wire import CODECS
 from orchestrator.methods import listed
-from scenarios.data.catalogue import PACKAGED_BACKBONES, PACKAGED_DATASETS
+from scenarios.data.catalogue import (
+    PACKAGED_BACKBONES,
+    PACKAGED_DATASETS,
+    PACKAGED_LANGUAGE_MODELS,
+    PUBLISHED,
+)
 from scenarios.partitions import Partition
 
 KINDS = ("methods", "learners", "federations", "scenarios", "codecs", "backbones", "datasets")
@@ -18,8 +23,13 @@ ELSEWHERE = {
     "backbones": [
         ("any open_clip name", "with backbone.pretrained: a tag, a file, or random"),
         ("local-dir:PATH", "a folder in open_clip's format"),
+        ("PATH or a hub's name", "with backbone=transformers: an encoder or a causal model"),
     ],
-    "datasets": [("PATH", "an image folder (train/CLASS/*.png) or a Parquet file")],
+    "datasets": [
+        ("PATH", "an image folder (train/CLASS/*.png) or a Parquet, Arrow or JSON-lines file"),
+        ("NAME:PLACE", "a published set in a folder; texts also from the hub, as NAME:hub"),
+        ("NAME is one of", ", ".join(sorted(PUBLISHED))),
+    ],
 }
 
 
@@ -39,6 +49,8 @@ def entries(kind: str) -> list[tuple[str, str]]:
             return [(codec.name, _line(codec)) for codec in CODECS]
         case "backbones":
             packaged = [(name, "packaged; works offline") for name in PACKAGED_BACKBONES]
+            line = "packaged, with backbone=transformers; works offline"
+            packaged += [(name, line) for name in PACKAGED_LANGUAGE_MODELS]
         case "datasets":
             packaged = [(name, "packaged; works offline") for name in PACKAGED_DATASETS]
         case _:

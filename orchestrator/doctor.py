@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -75,13 +76,19 @@ def _torchvision() -> Finding:
 
 
 def _packaged() -> Iterator[Finding]:
-    from scenarios.data.catalogue import PACKAGED_BACKBONES, PACKAGED_DATASETS, verify_packaged
+    from scenarios.data.catalogue import (
+        PACKAGED_BACKBONES,
+        PACKAGED_DATASETS,
+        PACKAGED_LANGUAGE_MODELS,
+        verify_packaged,
+    )
 
     faults = verify_packaged()
     for fault in faults:
         yield False, fault
     if not faults:
-        names = ", ".join([*PACKAGED_BACKBONES, *PACKAGED_DATASETS])
+        packaged = (PACKAGED_BACKBONES, PACKAGED_LANGUAGE_MODELS, PACKAGED_DATASETS)
+        names = ", ".join(chain(*packaged))
         yield True, f"packaged files match their checksums: {names}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from fl_core.federation.base import as_personal, personal_part
 from fl_core.learners import Learner
-from fl_core.types import Params, ServerState
+from fl_core.types import Params, ServerState, TensorSpec
 from orchestrator.executors import Executor
 from orchestrator.experiment import Experiment
 from orchestrator.jobs import (
@@ -32,9 +32,9 @@ from scenarios.evaluate import (
     Scored,
     compare_with_zero_shot,
     measure,
-    measure_majority,
     measure_reference,
 )
+from scenarios.majority import measure_majority
 from scenarios.protocols import UNSEEN, UnseenClients
 from scenarios.targets import Target
 
@@ -49,11 +49,17 @@ class Scorer:
     """Scores the shared model, the clients' own models and the references of one experiment."""
 
     def __init__(
-        self, experiment: Experiment, executor: Executor, placement: Placement, ledger: Ledger
+        self,
+        experiment: Experiment,
+        executor: Executor,
+        placement: Placement,
+        ledger: Ledger,
+        specs: Mapping[str, TensorSpec],
     ) -> None:
         config, self.population = experiment.config, experiment.population
         self.rule, self.learner = config.federation, cast("Learner", config.learner)
         self.executor, self.placement, self.ledger = executor, placement, ledger
+        self.specs = specs
         self.targets = experiment.targets
         self.newcomer = config.scenario.protocol
         group_size = config.resources.group_size
@@ -67,7 +73,7 @@ class Scorer:
         """All metrics of the state after a round; client states come from the ledger."""
         shared = self.rule.shared_model(server)
         broadcast = self.rule.broadcast(server)
-        has_own = self.rule.personal_model(broadcast, fresh_state) is not None
+        has_own = self.rule.personal_model(broadcast, fresh_state, self.specs) is not None
         exams = [
             Exam(
                 target,
@@ -85,7 +91,7 @@ class Scorer:
 
     def references(self, names: Sequence[str]) -> Metrics:
         """What untrained models reach on every target, and the majority class."""
-        flat = measure_majority(self.population)
+        flat = measure_majority(self.population, self.targets)
         by_client: dict[str, Sequence[float | None]] = {}
         for name in names:
             exams = [Exam(t, self._shared(t, {}, reference=name)) for t in self.targets]
@@ -172,7 +178,7 @@ class Scorer:
                 else:
                     call = self.placement.lend(number, group, given, clients)
                 lessons = tuple(train[c] if c in clients else train[c][:0] for c in group)
-                candidates = _rows_of(target.candidates, group)
+                candidates = target.own_candidates(group, rows)
                 made.append(OwnPart(call, rows, candidates, lessons if steps else ()))
             return ScorePersonalJob(target.name, tuple(made), steps)
 
@@ -230,7 +236,3 @@ def _chained(parts: Sequence[Scored]) -> Scored:
         return parts[0]
     names = ("rows", "predicted", "nll", "confidence", "brier")
     return Scored(*(np.concatenate([vars(part)[name] for part in parts]) for name in names))
-
-
-def _rows_of(candidates: np.ndarray | None, group: tuple[int, ...]) -> np.ndarray | None:
-    return None if candidates is None else candidates[list(group)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,10 @@ Look = Callable[["Image", int], "Image"]
 
 Encoder = Callable[[Tensor], Tensor]
 """Inputs [B, 3, H, W] to features [B, ...] of a dtype that NumPy has, on any device."""
+
+
+TextEncoder = Callable[[Sequence[str]], Tensor]
+"""Texts to inputs [B, ...] of a dtype that NumPy has, on any device."""
 
 
 def chunk_rows(rows: Ints, batch_size: int) -> list[Ints]:
@@ -56,6 +60,14 @@ def encode_chunk(
     padding = inputs[-1:].expand(batch_size - len(rows), *inputs.shape[1:])
     features = encoder(torch.cat([inputs, padding]))[: len(rows)]
     return features.cpu().numpy()
+
+
+def encode_texts(dataset: Dataset, rows: Ints, encoder: TextEncoder) -> npt.NDArray[Any]:
+    """Inputs [len(rows), ...] of some texts. DataError for an unreadable one, or a set of images,
+    or where the encoder refuses a text."""
+    dataset.require("text")
+    texts = [dataset.text(int(row)) for row in rows]
+    return encoder(texts).cpu().numpy()
 
 
 def encode_dataset(

@@ -147,20 +147,6 @@ def measure_reference(population: Population, name: str, exams: Sequence[Exam]) 
     return Metrics(flat, by_client)
 
 
-def measure_majority(population: Population) -> dict[str, float]:
-    """Accuracy of always naming the most frequent training class (the first of several)."""
-    trained = population.participants().train.rows
-    labels, classes = population.labels, len(population.classes)
-    often = int(np.bincount(labels[trained], minlength=classes).argmax())
-    clients = np.setdiff1d(np.arange(population.num_clients), population.unseen).tolist()
-    tests = [population.test[client] for client in clients]
-    own = [float((labels[rows] == often).mean()) if len(rows) else None for rows in tests]
-    right = labels[population.global_test] == often
-    found = {"global/accuracy": float(right.mean()) if len(right) else None}
-    found["personal/accuracy"] = mean(own)
-    return {f"reference/majority/{n}": value for n, value in found.items() if value is not None}
-
-
 def choose_round(validation: Mapping[int, ValidationScore]) -> int | None:
     """The earliest round with the best validation accuracy; None if none was validated."""
     if not validation:

@@ -56,7 +56,7 @@ class FeatureKey:
     weights: str
     data: str
     transform: str
-    output: Literal["global", "patches", "tokens"]
+    output: Literal["global", "patches", "tokens", "token_ids", "states"]
     dtype: str
     device: str
     torch_version: str

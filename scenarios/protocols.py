@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,7 @@ from fl_core.errors import DataError, did_you_mean
 from fl_core.seeds import derive
 from scenarios.client_rows import ClientRows
 from scenarios.data.dataset import TEST, Dataset
-from scenarios.data.draft import ChosenItems
-from scenarios.data.draft import take as take_rows
+from scenarios.kept import Kept, in_domain, in_task, rest, task_names, without_domain
 from scenarios.targets import Target, on_clients, on_rows
 
 if TYPE_CHECKING:
@@ -33,13 +32,6 @@ UNSEEN = "unseen"
 
 Load = Callable[[str], Dataset]
 """A data set by the name that a config gives it."""
-
-
-class Kept(NamedTuple):
-    """Rows of a data set that may be trained on, ascending, and the classes they are told by."""
-
-    rows: Ints
-    classes: tuple[str, ...]
 
 
 class _Everything:
@@ -127,7 +119,7 @@ class BaseToNovel(_Everything):
         return [
             on_rows("base", spec, dataset, population.classes, base),
             on_rows("novel", spec, dataset, dataset.classes[num_base:], labels),
-            replace(local, candidates=held),
+            replace(local, candidates=held, tasks=None),
         ]
 
 
@@ -140,12 +132,12 @@ class LeaveDomainOut(_Everything):
     domain: str = ""
 
     def kept(self, dataset: Dataset) -> Kept:
-        return _without_domain(dataset, self.domain, "scenario.protocol.domain")
+        return without_domain(dataset, self.domain, "scenario.protocol.domain")
 
     def targets(
         self, spec: str, dataset: Dataset, population: Population, load: Load, seed: int
     ) -> list[Target]:
-        held_out = _in_domain(dataset, self.domain) & (dataset.split == TEST)
+        held_out = in_domain(dataset, self.domain) & (dataset.split == TEST)
         only = sorted({dataset.classes[c] for c in dataset.labels[held_out]})
         unknown = [name for name in only if name not in population.classes]
         if unknown:
@@ -162,7 +154,8 @@ class LeaveDomainOut(_Everything):
 class LeaveTaskOut(_Everything):
     """Train on every task but one, score that one among its own classes (FedOA, arXiv:2505.01075).
 
-    A task is a domain of the data set, with classes of its own.
+    A task is a domain of the data set, with classes of its own. ``task`` may name a family of
+    tasks instead: all of them are left out, and each is scored among its own classes.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = FORBID
@@ -170,12 +163,19 @@ class LeaveTaskOut(_Everything):
     task: str = ""
 
     def kept(self, dataset: Dataset) -> Kept:
-        return _without_domain(dataset, self.task, "scenario.protocol.task")
+        held_out = in_task(dataset, self.task)
+        if not held_out.any() or held_out.all():
+            known = task_names(dataset)
+            raise DataError(
+                f"scenario.protocol.task = {self.task!r} is not one of several tasks of "
+                f"{dataset.name!r} (it has: {', '.join(known)}).{did_you_mean(self.task, known)}"
+            )
+        return rest(dataset, held_out)
 
     def targets(
         self, spec: str, dataset: Dataset, population: Population, load: Load, seed: int
     ) -> list[Target]:
-        of_task = _in_domain(dataset, self.task)
+        of_task = in_task(dataset, self.task)
         classes = tuple(dataset.classes[c] for c in np.unique(dataset.labels[of_task]))
         labels = _relabelled(dataset, of_task & (dataset.split == TEST), classes)
         return [on_rows("held_out", spec, dataset, classes, labels)]
@@ -259,40 +259,10 @@ class UnseenClients(_Everything):
 Protocol = Standard | BaseToNovel | LeaveDomainOut | LeaveTaskOut | CrossDataset | UnseenClients
 
 
-def take(dataset: Dataset, kept: Kept) -> Dataset:
-    """Some rows of a data set as one of their own, with classes of its own."""
-    place = np.searchsorted(np.array(kept.classes), np.array(dataset.classes))
-    order = tuple(name for name in dataset.class_order if name in kept.classes)
-    renamed = replace(
-        dataset,
-        classes=kept.classes,
-        labels=np.minimum(place, len(kept.classes) - 1)[dataset.labels],
-        class_order=order,
-    )
-    return take_rows(renamed, kept.rows, ChosenItems(dataset.items, kept.rows))
-
-
 def _num_base(dataset: Dataset) -> int:
     if len(dataset.classes) < 2:
         raise DataError(f"base_to_novel needs 2 classes or more; {dataset.name!r} has one.")
     return -(-len(dataset.classes) // 2)
-
-
-def _in_domain(dataset: Dataset, domain: str) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = dataset.domain_ids == dataset.domains.index(domain)
-    return found
-
-
-def _without_domain(dataset: Dataset, domain: str, path: str) -> Kept:
-    if domain not in dataset.domains or len(dataset.domains) < 2:
-        known = ", ".join(dataset.domains)
-        raise DataError(
-            f"{path} = {domain!r} is not one of several domains of {dataset.name!r} (it has: "
-            f"{known}).{did_you_mean(domain, dataset.domains)}"
-        )
-    rows = np.flatnonzero(~_in_domain(dataset, domain))
-    classes = tuple(dataset.classes[c] for c in np.unique(dataset.labels[rows]))
-    return Kept(rows, classes)
 
 
 def _relabelled(dataset: Dataset, chosen: npt.NDArray[np.bool_], classes: tuple[str, ...]) -> Ints:

@@ -17,9 +17,10 @@ from scenarios.carve import Cut, with_test_split
 from scenarios.client_rows import ClientRows
 from scenarios.data.dataset import Dataset
 from scenarios.dealing import deal
+from scenarios.kept import take
 from scenarios.partitions import Dirichlet, Natural, Partition
 from scenarios.population import Population
-from scenarios.protocols import Load, Protocol, Standard, take
+from scenarios.protocols import Load, Protocol, Standard
 from scenarios.targets import Target, home_target
 
 logger = logging.getLogger(__name__)

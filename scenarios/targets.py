@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +33,9 @@ class Target:
     place in ``classes``, -1 where the row is not scored. ``rows``: ascending. ``by_client``: the
     rows on which each client's own model is scored, all of ``rows`` where it is None; the shared
     model is scored on ``rows`` and averaged over clients in the same way. ``candidates`` bool
-    [num_clients, C]: the classes that a client chooses from; needs ``by_client`` with no row twice.
+    [G, C]: the classes that a row is chosen from. With ``tasks`` int64 [N] row r is of group
+    ``tasks[r]``; without them the groups are the clients, which needs ``by_client`` with no row
+    twice.
     """
 
     name: str
@@ -44,15 +46,38 @@ class Target:
     rows: Ints
     by_client: ClientRows | None = None
     candidates: Bools | None = None
+    tasks: Ints | None = None
 
     def row_candidates(self) -> Bools | None:
-        """The classes [len(rows), C] that each row's client chooses from, where not all."""
-        if self.candidates is None or self.by_client is None:
+        """The classes [len(rows), C] that each row is chosen from, where not all."""
+        if self.candidates is None:
+            return None
+        if self.tasks is not None:
+            of_task: Bools = self.candidates[self.tasks[self.rows]]
+            return of_task
+        if self.by_client is None:
             return None
         owner = np.empty(len(self.labels), dtype=np.int64)
         owner[self.by_client.rows] = self.by_client.owners
         mask: Bools = self.candidates[owner[self.rows]]
         return mask
+
+    def own_candidates(self, clients: Sequence[int], rows: Sequence[Ints]) -> Bools | None:
+        """What the models of some clients choose from, each on its own rows; None: all classes.
+
+        [G, C], or [G, L, C] where the rows of one client differ in it: L is the largest number of
+        rows, and all classes are open beyond a client's own.
+        """
+        if self.candidates is None:
+            return None
+        if self.tasks is None:
+            by_client: Bools = self.candidates[list(clients)]
+            return by_client
+        longest = max((len(own) for own in rows), default=0)
+        found = np.ones((len(rows), longest, len(self.classes)), dtype=np.bool_)
+        for lane, own in enumerate(rows):
+            found[lane, : len(own)] = self.candidates[self.tasks[own]]
+        return found
 
     def client_rows(self, client: int) -> Ints:
         """The rows on which one client's own model is scored, ascending."""
@@ -68,9 +93,9 @@ def home_target(population: Population, dataset: Dataset, spec: str) -> Target:
     own = ClientRows(np.cumsum([0, *counts.tolist()], dtype=np.int64), pairs[1][order])
     both = (population.global_validation, population.global_test, own.rows)
     rows = np.unique(np.concatenate(both))
-    return Target(
-        HOME, spec, population.classes, dataset.templates, population.labels, rows, by_client=own
-    )
+    classes, labels = population.classes, population.labels
+    target = Target(HOME, spec, classes, dataset.templates, labels, rows, by_client=own)
+    return _by_task(target, dataset)
 
 
 def on_rows(
@@ -80,7 +105,7 @@ def on_rows(
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
         raise DataError(f"protocol: {name} of data set {dataset.name!r} has no test row.")
-    return Target(name, spec, classes, dataset.templates, labels, rows)
+    return _by_task(Target(name, spec, classes, dataset.templates, labels, rows), dataset)
 
 
 def on_clients(
@@ -88,7 +113,29 @@ def on_clients(
 ) -> Target:
     """Rows of the population, some for each client, under the population's own classes."""
     rows, labels = np.unique(held.rows), population.labels
-    return Target(name, spec, population.classes, dataset.templates, labels, rows, by_client=held)
+    classes = population.classes
+    target = Target(name, spec, classes, dataset.templates, labels, rows, by_client=held)
+    return _by_task(target, dataset)
+
+
+def _by_task(target: Target, dataset: Dataset) -> Target:
+    """Each row is chosen from the classes of its own task, where the domains are tasks."""
+    candidates = candidates_among(dataset, target.classes)
+    if candidates is None:
+        return target
+    return replace(target, candidates=candidates, tasks=dataset.domain_ids)
+
+
+def candidates_among(dataset: Dataset, classes: Sequence[str]) -> Bools | None:
+    """The classes of each task as bool [D, len(classes)]; None where domains are no tasks."""
+    if dataset.candidates is None:
+        return None
+    place = {name: code for code, name in enumerate(dataset.classes)}
+    found = np.zeros((len(dataset.domains), len(classes)), dtype=np.bool_)
+    for column, name in enumerate(classes):
+        if name in place:
+            found[:, column] = dataset.candidates[:, place[name]]
+    return found
 
 
 def refuse_overlap(

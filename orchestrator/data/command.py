@@ -102,11 +102,14 @@ def show_report(console: Console, report: Report, refusals: list[str]) -> None:
     place = draft.items.place().partition("|")[0]
     console.print(f"[dim]{_plain(place)}[/]", highlight=False, soft_wrap=True)
     console.print(_overview(report))
-    for title, names in (("domain", report.domains), ("client", report.clients)):
+    for title, names in (("domain", _with_families(report)), ("client", report.clients)):
         if names:
             console.print(_counts(title, names))
     _show_list(console, "cannot be used", report.broken)
-    _show_list(console, "in more than one split", _described(report, report.repeats.across))
+    across = "in more than one split"
+    if draft.drop_repeats:
+        across += "; only the test rows of these are kept"
+    _show_list(console, across, _described(report, report.repeats.across))
     mislabelled = _described(report, report.repeats.mislabelled)
     _show_list(console, "under more than one class", mislabelled)
     for refusal in refusals:
@@ -174,6 +177,15 @@ def _counts(title: str, names: Mapping[str, int]) -> Table:
         table.add_row(_plain(name), f"{count:,}")
     table.add_row("[dim]all[/]", _spread(names.values()))
     return table
+
+
+def _with_families(report: Report) -> Mapping[str, int]:
+    """Rows of each domain, and the family of those that are tasks."""
+    families = report.draft.families
+    return {
+        f"{name} ({families[name]})" if name in families else name: count
+        for name, count in report.domains.items()
+    }
 
 
 def _many(count: int, one: str, several: str = "") -> str:

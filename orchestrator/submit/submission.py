@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.submit import JobRequest
 from fl_core.backbones.clip import LOCAL
+from fl_core.backbones.union import modality
 from fl_core.errors import ConfigError
 from orchestrator.config import ExperimentConfig
 from orchestrator.loading import load_config
@@ -26,9 +27,7 @@ from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.design import Design
 from orchestrator.sweep.loading import is_sweep, load_sweep
 from orchestrator.yaml_text import read_yaml
-from scenarios.data.catalogue import PACKAGED_DATASETS
-from scenarios.data.published import LAYOUTS
-from scenarios.data.spec import parse_spec
+from scenarios.data.catalogue import local_place
 from scenarios.protocols import CrossDataset
 
 EXCLUDES = (
@@ -162,15 +161,16 @@ def _places(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     if isinstance(protocol, CrossDataset):
         specs += [("scenario.protocol.datasets", text) for text in protocol.datasets]
     for setting, text in specs:
-        spec = parse_spec(text, LAYOUTS)
-        packaged = text.partition("?")[0] in PACKAGED_DATASETS
-        if not packaged and (spec.kind != "hf" or Path(spec.place).is_dir()):
-            yield setting, spec.place
+        place = local_place(text)
+        if place is not None:
+            yield setting, place
     if config.scenario.manifest is not None:
         yield "scenario.manifest", str(config.scenario.manifest)
     model, weights = config.backbone.model, config.backbone.pretrained
     if model.startswith(LOCAL):
         yield "backbone.model", model.removeprefix(LOCAL)
+    elif modality(config.backbone) == "text" and Path(model).is_dir():
+        yield "backbone.model", model
     if weights is not None and (Path(weights).is_file() or "/" in weights):
         yield "backbone.pretrained", weights
 

@@ -6,30 +6,65 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
 from fl_core.errors import DataError, did_you_mean
-from scenarios.data.columns import Shard
+from scenarios.data.columns import Format, Shard
 from scenarios.data.dataset import Bytes, Dataset, Ints, as_items, hash_array
 from scenarios.data.draft import Draft, finish
 from scenarios.data.folder import check_levels, draft_folder
 from scenarios.data.hashing import hash_items
-from scenarios.data.hub import hub_shards, is_saved, saved_shards
+from scenarios.data.hub import FORMATS, hub_shards, is_saved, saved_shards
 from scenarios.data.published import LAYOUTS, draft_layout
-from scenarios.data.spec import COMMON, FOLDER, HUB, SAVED, SPLITS, TABLE, Spec, parse_spec
-from scenarios.data.table import ROLES, Columns, draft_table, shards_below
+from scenarios.data.spec import (
+    COMMON,
+    FOLDER,
+    HUB,
+    SAVED,
+    SPLITS,
+    TABLE,
+    TEXT_GROUP,
+    TEXT_TASK,
+    Spec,
+    parse_spec,
+)
+from scenarios.data.table import NAMED_ROLES, ROLES, Columns, draft_table, shards_below
+from scenarios.data.text_published import TEXT_GROUPS, TEXT_TASKS
+from scenarios.data.text_tasks import (
+    ON_THE_HUB,
+    Origin,
+    Sample,
+    TextGroup,
+    draft_text_tasks,
+    find_shards,
+)
 
 PACKAGED = Path(__file__).resolve().parent / "packaged"
 
 IMAGE_SETS = ("emoji_coarse", "emoji_fine", "fashion_mnist", "flags")
-
-PACKAGED_DATASETS: Mapping[str, Path] = MappingProxyType(
-    {name: PACKAGED / f"{name}.parquet" for name in IMAGE_SETS}
+TEXT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "text_families": ("text_sentiment", "text_wordnet"),
+        "text_sentiment": ("text_sentiment",),
+        "text_wordnet": ("text_wordnet",),
+    }
 )
+"""Texts, each row of which names its task and its family, by the files that hold them."""
+
+PACKAGED_DATASETS: Mapping[str, tuple[Path, ...]] = MappingProxyType(
+    {
+        name: tuple(PACKAGED / f"{file}.parquet" for file in files)
+        for name, files in {**{name: (name,) for name in IMAGE_SETS}, **TEXT_SETS}.items()
+    }
+)
+PUBLISHED = frozenset({*LAYOUTS, *TEXT_TASKS, *TEXT_GROUPS})
+"""The names that go with a place, as ``NAME:PLACE``."""
 PACKAGED_BACKBONES: Mapping[str, Path] = MappingProxyType({"emoji_clip": PACKAGED / "emoji_clip"})
+PACKAGED_LANGUAGE_MODELS: Mapping[str, Path] = MappingProxyType({"minilm": PACKAGED / "minilm"})
 
 
 def load_dataset(spec: str, cache: Path | None = None) -> Dataset:
@@ -48,26 +83,48 @@ def load_dataset(spec: str, cache: Path | None = None) -> Dataset:
 def open_draft(text: str) -> Draft:
     """What the files of a data set say, before any item is read. DataError as ``load_dataset``."""
     packaged = text.partition("?")[0] in PACKAGED_DATASETS
-    spec = parse_spec(f"./{text}" if packaged and Path(text).exists() else text, LAYOUTS)
+    spec = parse_spec(f"./{text}" if packaged and Path(text).exists() else text, PUBLISHED)
     draft = _open_packaged(text, spec) if packaged else _open(spec)
     return replace(
         draft,
         name=spec.options.get("name", draft.name),
         templates=spec.templates or draft.templates,
-        drop_repeats=spec.options.get("duplicates") == "drop",
+        drop_repeats=draft.drop_repeats or spec.options.get("duplicates") == "drop",
     )
 
 
 def _open_packaged(text: str, spec: Spec) -> Draft:
     spec.check(COMMON)
-    path = PACKAGED_DATASETS[text.partition("?")[0]]
-    if not path.is_file():
-        raise DataError(f"packaged data set {text!r}: {path} is missing. Reinstall fedarena.")
-    return draft_table(path.stem, [Shard(path, "parquet")])
+    name = text.partition("?")[0]
+    paths = PACKAGED_DATASETS[name]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"packaged data set {text!r}: {', '.join(missing)} is missing. Reinstall fedarena."
+        )
+    shards = [Shard(path, "parquet") for path in paths]
+    if name not in TEXT_SETS:
+        return draft_table(name, shards)
+    draft = draft_table(name, shards, Columns({"domain": "task", "family": "family"}))
+    # Tasks on one dictionary share texts; what one of them tests must not be trained on in another.
+    return replace(draft, name=name, classes=(), drop_repeats=True)
+
+
+def local_place(text: str) -> str | None:
+    """The path that the spec of a data set names; None for a packaged one, or one on the hub."""
+    spec = parse_spec(text, PUBLISHED)
+    if text.partition("?")[0] in PACKAGED_DATASETS:
+        return None
+    is_text = spec.kind in TEXT_TASKS or spec.kind in TEXT_GROUPS
+    if is_text and spec.place == ON_THE_HUB:
+        return None
+    return None if spec.kind == "hf" and not Path(spec.place).is_dir() else spec.place
 
 
 def _open(spec: Spec) -> Draft:
     path = Path(spec.place).expanduser()
+    if spec.kind in TEXT_TASKS or spec.kind in TEXT_GROUPS:
+        return _open_texts(spec)
     if spec.kind in LAYOUTS:
         spec.check(COMMON)
         return draft_layout(LAYOUTS[spec.kind], path)
@@ -82,16 +139,50 @@ def _open(spec: Spec) -> Draft:
         return _open_folder(spec, path.resolve())
     if path.is_file():
         spec.check(TABLE)
-        is_arrow = spec.kind == "arrow" or path.suffix in (".arrow", ".feather")
-        shard = Shard(path.resolve(), "arrow" if is_arrow else "parquet")
-        return draft_table(path.stem, [shard], _columns(spec))
-    names = [*PACKAGED_DATASETS, *LAYOUTS]
+        kind: Format = "arrow" if spec.kind == "arrow" else FORMATS.get(path.suffix, "parquet")
+        return draft_table(path.stem, [Shard(path.resolve(), kind)], _columns(spec))
+    names = [*PACKAGED_DATASETS, *sorted(PUBLISHED)]
     hint = "" if "/" in spec.place else did_you_mean(spec.place, names)
     raise DataError(
-        f"dataset={spec.text!r} is neither a packaged data set nor an existing Parquet or Arrow "
-        f"file or folder.{hint} A published data set is named with its folder, such as "
-        "oxford_pets:FOLDER."
+        f"dataset={spec.text!r} is neither a packaged data set nor an existing Parquet, Arrow "
+        f"or JSON-lines file or folder.{hint} A published data set is named with its folder, such "
+        "as oxford_pets:FOLDER."
     )
+
+
+def _open_texts(spec: Spec) -> Draft:
+    group = TEXT_GROUPS.get(spec.kind)
+    spec.check(TEXT_TASK if group is None else TEXT_GROUP)
+    names = (spec.kind,) if group is None else _members(spec, group)
+    num_train, num_test = spec.number("num_train", 1), spec.number("num_test", 1)
+    if group is not None:
+        num_train, num_test = num_train or group.num_train, num_test or group.num_test
+    sample = Sample(num_train, num_test, spec.number("seed", 0) or 0)
+    origins, faults = [], []
+    for name in names:
+        task = TEXT_TASKS[name]
+        task = replace(task, revision=spec.options.get("revision", task.revision))
+        try:
+            found = find_shards(task, spec.place, is_one_of_several=group is not None)
+            origins.append(Origin(task, found))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n  ".join(faults))
+    return draft_text_tasks(spec.kind, origins, sample)
+
+
+def _members(spec: Spec, group: TextGroup) -> tuple[str, ...]:
+    """The sets of a group that are asked for, all where it is not said."""
+    chosen = tuple(filter(None, spec.options.get("tasks", "").split(","))) or group.tasks
+    unknown = [name for name in chosen if name not in group.tasks]
+    if unknown or len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        hint = did_you_mean(unknown[0], group.tasks) if unknown else ""
+        raise DataError(
+            f"dataset={spec.text!r}: tasks must name two or more of {', '.join(group.tasks)}, "
+            f"each once.{hint} A single one is named by itself, such as {group.tasks[0]}:PLACE."
+        )
+    return chosen
 
 
 def _open_folder(spec: Spec, path: Path) -> Draft:
@@ -114,7 +205,8 @@ def _open_folder(spec: Spec, path: Path) -> Draft:
 
 
 def _columns(spec: Spec) -> Columns:
-    named = {role: spec.options[role] for role in ROLES if role in spec.options}
+    roles = (*ROLES, *NAMED_ROLES)
+    named = {role: spec.options[role] for role in roles if role in spec.options}
     return Columns(named, tuple(filter(None, spec.options.get("classes", "").split(","))))
 
 
@@ -155,7 +247,7 @@ def verify_packaged() -> list[str]:
             faults.append(f"{path} is missing. Reinstall fedarena.")
         elif _sha256(path) != expected:
             faults.append(f"{path} differs from its checksum. Reinstall fedarena.")
-    unlisted = [path for path in PACKAGED_DATASETS.values() if path not in listed]
+    unlisted = sorted({*chain(*PACKAGED_DATASETS.values())} - listed)
     return faults + [f"{path} has no line in {sums}." for path in unlisted]
 
 

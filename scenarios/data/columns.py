@@ -1,7 +1,7 @@
-"""The item column of Parquet, Arrow and Feather files, read row by row.
+"""The item column of Parquet, Arrow, Feather and JSON-lines files, read row by row.
 
-What was read last stays in memory: a row group of Parquet; for Arrow the list of record batches,
-which lie in the mapped file where they are not compressed.
+What was read last stays in memory: a row group of Parquet; all rows of JSON lines; for Arrow the
+list of record batches, which lie in the mapped file where they are not compressed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from scenarios.data.folder import file_version
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Format = Literal["parquet", "arrow"]
+Format = Literal["parquet", "arrow", "jsonl"]
+JSON_BLOCK = 64 << 20
+"""Bytes that are parsed at once; no line of JSON may be longer."""
 
 
 class Shard(NamedTuple):
@@ -81,7 +83,31 @@ def open_schema(shard: Shard) -> pa.Schema:
 
     if shard.format == "parquet":
         return pq.ParquetFile(shard.path).schema_arrow
-    return _batches(shard.path, _version(shard))[0]
+    return _batches(shard, _version(shard))[0]
+
+
+def num_rows(shard: Shard) -> int:
+    """The rows of one file."""
+    return int(_ends(shard, _version(shard))[-1])
+
+
+def read_rows(shard: Shard, names: tuple[str, ...], rows: Ints) -> list[dict[str, Any]]:
+    """Some columns of some rows, in their order. Rows that rise are read fastest.
+
+    IndexError outside the file.
+    """
+    version = _version(shard)
+    ends = _ends(shard, version)
+    if len(rows) and (rows.min() < 0 or rows.max() >= ends[-1]):
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {ends[-1]}")
+    groups = np.searchsorted(ends, rows, side="right")
+    found: list[dict[str, Any]] = []
+    for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(groups)) + 1):
+        if len(run):
+            group = int(groups[run[0]])
+            places = rows[run] - (int(ends[group - 1]) if group else 0)
+            found += _group_columns(shard, version, group, names).take(places).to_pylist()
+    return found
 
 
 def read_columns(shard: Shard, names: list[str]) -> pa.Table:
@@ -91,7 +117,7 @@ def read_columns(shard: Shard, names: list[str]) -> pa.Table:
 
     if shard.format == "parquet":
         return pq.ParquetFile(shard.path).read(names)
-    schema, batches = _batches(shard.path, _version(shard))
+    schema, batches = _batches(shard, _version(shard))
     return pa.Table.from_batches(batches, schema).select(names)
 
 
@@ -130,7 +156,7 @@ def _ends(shard: Shard, version: int) -> Ints:
         groups = pq.ParquetFile(shard.path).metadata
         counts = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
     else:
-        counts = [batch.num_rows for batch in _batches(shard.path, version)[1]]
+        counts = [batch.num_rows for batch in _batches(shard, version)[1]]
     return np.cumsum(counts or [0], dtype=np.int64)
 
 
@@ -141,12 +167,29 @@ def _parquet_group(path: Path, version: int, group: int, column: str) -> pa.Chun
     return pq.ParquetFile(path, memory_map=True).read_row_group(group, columns=[column])[column]
 
 
+@lru_cache(maxsize=4)
+def _group_columns(shard: Shard, version: int, group: int, names: tuple[str, ...]) -> Any:
+    """Some columns of one group: a table, or a record batch."""
+    import pyarrow.parquet as pq
+
+    if shard.format == "parquet":
+        file = pq.ParquetFile(shard.path, memory_map=True)
+        return file.read_row_group(group, columns=list(names)).combine_chunks()
+    return _batches(shard, version)[1][group].select(list(names))
+
+
 @lru_cache(maxsize=8)
-def _batches(path: Path, version: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    """All record batches of an Arrow file, or of an Arrow stream as `datasets` writes it."""
+def _batches(shard: Shard, version: int) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """All record batches of an Arrow file, of an Arrow stream as `datasets` writes it, of JSON."""
     import pyarrow as pa
 
-    with pa.memory_map(str(path)) as mapped:
+    if shard.format == "jsonl":
+        from pyarrow import json
+
+        options = json.ReadOptions(use_threads=False, block_size=JSON_BLOCK)
+        table = json.read_json(shard.path, read_options=options).combine_chunks()
+        return table.schema, table.to_batches()
+    with pa.memory_map(str(shard.path)) as mapped:
         whole = mapped.read_buffer()
     try:
         reader = pa.ipc.open_file(whole)
@@ -159,4 +202,4 @@ def _batches(path: Path, version: int) -> tuple[pa.Schema, list[pa.RecordBatch]]
 def _group(shard: Shard, version: int, group: int, column: str) -> Any:
     if shard.format == "parquet":
         return _parquet_group(shard.path, version, group, column)
-    return _batches(shard.path, version)[1][group].column(column)
+    return _batches(shard, version)[1][group].column(column)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
 
 TRAIN, TEST, VALIDATION, UNSPECIFIED = 0, 1, 2, -1
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -56,7 +57,9 @@ class Dataset:
     test split, say) has none. ``classes``, ``domains`` and ``clients`` are sorted; label i means
     ``classes[i]``; ``class_order`` lists the classes as published where that order has a meaning.
     The first of ``templates`` is the default. Rows with one concept show one thing, and stay in one
-    split.
+    split. Where the domains are tasks, ``families`` names the family of each of them, and
+    ``candidates`` bool [D, C] the classes that its rows are chosen from; otherwise every row is
+    chosen from all classes. ``responses``: one text per row for open-ended tasks, as written.
     """
 
     name: str
@@ -69,11 +72,14 @@ class Dataset:
     split: npt.NDArray[np.int8]
     content_hashes: Bytes
     items: ItemSource
-    name_aligned: npt.NDArray[np.bool_] | None = None
+    name_aligned: Bools | None = None
     client_ids: Ints | None = None
     clients: tuple[str, ...] = ()
     modality: Modality = "image"
     class_order: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    candidates: Bools | None = None
+    responses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
@@ -101,6 +107,11 @@ class Dataset:
             digest.update(json.dumps(["modality", self.modality]).encode())
         if self.class_order:
             digest.update(json.dumps(["class_order", self.class_order]).encode())
+        if self.candidates is not None:
+            digest.update(json.dumps(["families", self.families]).encode())
+            digest.update(np.ascontiguousarray(self.candidates, dtype="u1").tobytes())
+        if self.responses:
+            digest.update(json.dumps(["responses", self.responses]).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -170,10 +181,32 @@ def _faults(dataset: Dataset) -> Iterator[str]:
     yield from _outside("domain_ids", dataset.domain_ids, len(dataset.domains))
     if dataset.client_ids is not None:
         yield from _outside("client_ids", dataset.client_ids, len(dataset.clients), lowest=-1)
+    if dataset.responses and len(dataset.responses) != num_rows:
+        yield f"responses must have {num_rows} rows."
+    yield from _wrong_tasks(dataset)
     if dataset.class_order and sorted(dataset.class_order) != list(dataset.classes):
         yield "class_order must name each class once."
     if not np.isin(dataset.split, (TRAIN, TEST, VALIDATION, UNSPECIFIED)).all():
         yield "split holds a code that means nothing."
+
+
+def _wrong_tasks(dataset: Dataset) -> Iterator[str]:
+    """What is wrong where the domains are tasks with classes of their own."""
+    families, candidates = dataset.families, dataset.candidates
+    if bool(families) != (candidates is not None):
+        yield "families and candidates must be given together."
+    if not families or candidates is None:
+        return
+    shape = len(dataset.domains), len(dataset.classes)
+    if len(families) != shape[0] or candidates.shape != shape:
+        yield f"families must be {shape[0]} names, and candidates {list(shape)}."
+        return
+    shared = {family for family in families if families.count(family) > 1}
+    for name in sorted(shared.intersection(dataset.domains)):
+        yield f"{name!r} is a task, and also a family of several; rename one of them."
+    ids = dataset.domain_ids, dataset.labels
+    if all(len(column) == len(ids[0]) for column in ids) and not candidates[ids].all():
+        yield "a row's label is not among the classes of its task."
 
 
 def _outside(name: str, ids: Ints, num_names: int, lowest: int = 0) -> Iterator[str]:

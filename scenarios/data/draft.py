@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from scenarios.data.dataset import (
     TRAIN,
     UNSPECIFIED,
     VALIDATION,
+    Bools,
     Bytes,
     Dataset,
     Ints,
@@ -58,6 +59,8 @@ class Draft:
     Sequences are of length N, or empty where the data say nothing. A row of ``clients`` is None
     where it has no owner. ``recorded``: content hashes uint8 [N, 32] that the data bring along.
     ``drop_repeats``: leave out training and validation rows that are copies of a test row.
+    ``families``: domain to family, where the domains are tasks with classes of their own.
+    ``responses``: as in ``Dataset``.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Draft:
     modality: Modality = "image"
     class_order: tuple[str, ...] = ()
     drop_repeats: bool = False
+    families: Mapping[str, str] = field(default_factory=dict)
+    responses: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ def take(dataset: Dataset, rows: Ints, items: ItemSource) -> Dataset:
         items=items,
         name_aligned=None if aligned is None else aligned[rows],
         client_ids=None if owners is None else owners[rows],
+        responses=tuple(dataset.responses[row] for row in rows) if dataset.responses else (),
     )
 
 
@@ -127,6 +133,7 @@ def _build(draft: Draft, hashes: Bytes) -> Dataset:
     domains = tuple(sorted(set(draft.domains))) or NO_DOMAINS
     clients = tuple(sorted({client for client in draft.clients if client is not None}))
     index = {client: code for code, client in enumerate(clients)}
+    domain_ids = _codes(draft.domains or domains * num_rows, domains)
     owners = (-1 if client is None else index[client] for client in draft.clients)
     return Dataset(
         name=draft.name,
@@ -134,7 +141,7 @@ def _build(draft: Draft, hashes: Bytes) -> Dataset:
         templates=draft.templates,
         labels=labels,
         domains=domains,
-        domain_ids=_codes(draft.domains or domains * num_rows, domains),
+        domain_ids=domain_ids,
         concept_ids=_concept_ids(draft.concepts, labels),
         split=np.array(draft.split or [UNSPECIFIED] * num_rows, dtype=np.int8),
         content_hashes=hashes,
@@ -144,7 +151,21 @@ def _build(draft: Draft, hashes: Bytes) -> Dataset:
         clients=clients,
         modality=draft.modality,
         class_order=draft.class_order,
+        families=tuple(draft.families[domain] for domain in domains) if draft.families else (),
+        candidates=_candidates(draft, domain_ids, labels, (len(domains), len(classes))),
+        responses=tuple(draft.responses),
     )
+
+
+def _candidates(
+    draft: Draft, domain_ids: Ints, labels: Ints, shape: tuple[int, int]
+) -> Bools | None:
+    """The classes that occur in each task, bool [D, C]."""
+    if not draft.families:
+        return None
+    found = np.zeros(shape, dtype=np.bool_)
+    found[domain_ids, labels] = True
+    return found
 
 
 def _codes(values: Sequence[str], names: tuple[str, ...]) -> Ints:

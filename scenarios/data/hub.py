@@ -7,9 +7,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fl_core.errors import DataError, did_you_mean
-from scenarios.data.columns import Shard
+from scenarios.data.columns import Format, Shard
 from scenarios.data.draft import SPLIT_CODES
 
+FORMATS: Mapping[str, Format] = {
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
+}
 _DICT, _STATE = "dataset_dict.json", "state.json"
 
 
@@ -59,6 +66,33 @@ def hub_shards(
         for name, ours in choose_splits(f"hf:{dataset_id}", list(loaded), wanted)
         for file in loaded[name].cache_files
     ]
+
+
+def split_shards(root: Path, config: str | None, wanted: Mapping[str, str]) -> list[Shard]:
+    """The files of a copy of a data set, whose names or folders start with a split's name.
+
+    ``train-00000-of-00001.parquet``, ``train.jsonl`` and ``train/0000.parquet`` are of the split
+    train; a folder of the name ``config`` is looked into alone. ``wanted`` as in ``hub_shards``.
+    """
+    root = root / config if config and (root / config).is_dir() else root
+    if is_saved(root):
+        return saved_shards(root, wanted)
+    files = sorted(path for path in root.rglob("*") if path.suffix in FORMATS and path.is_file())
+    found: list[Shard] = []
+    faults = []
+    for ours, name in wanted.items():
+        held = [path for path in files if _is_of_split(path, root, name)]
+        found += [Shard(path, FORMATS[path.suffix], ours) for path in held]
+        if not held:
+            faults.append(f"no file of the split {name}, such as {name}-00000-of-00001.parquet.")
+    if faults:
+        raise DataError(f"{root}: " + "\n  ".join(faults))
+    return found
+
+
+def _is_of_split(path: Path, root: Path, name: str) -> bool:
+    stem = path.name.removesuffix(path.suffix)
+    return stem == name or stem.startswith(f"{name}-") or name in path.relative_to(root).parts[:-1]
 
 
 def choose_splits(

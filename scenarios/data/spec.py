@@ -12,14 +12,17 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from fl_core.errors import DataError, did_you_mean
-from scenarios.data.table import ROLES
+from scenarios.data.table import NAMED_ROLES, ROLES
 
 COMMON = frozenset({"name", "template", "duplicates"})
 FOLDER = COMMON | {"levels"}
-TABLE = COMMON | set(ROLES) | {"classes"}
+TABLE = COMMON | {*ROLES, *NAMED_ROLES, "classes"}
 SPLITS = frozenset({"train", "validation", "test"})
 SAVED = TABLE | SPLITS
 HUB = SAVED | {"config", "revision"}
+SAMPLE = frozenset({"num_train", "num_test", "seed"})
+TEXT_TASK = frozenset({"name", "template", "revision"}) | SAMPLE
+TEXT_GROUP = frozenset({"name", "template", "tasks"}) | SAMPLE
 KINDS: Mapping[str, frozenset[str]] = {
     "folder": frozenset(FOLDER),
     "parquet": frozenset(TABLE),
@@ -48,6 +51,17 @@ class Spec:
         ]
         if faults:
             raise DataError(f"dataset={self.text!r}: " + "\n  ".join(faults))
+
+    def number(self, name: str, least: int) -> int | None:
+        """An option as a whole number, None where it is not given."""
+        value = self.options.get(name)
+        if value is None:
+            return None
+        if not value.isdecimal() or int(value) < least:
+            raise DataError(
+                f"dataset={self.text!r}: {name}={value!r} must be a whole number from {least} on."
+            )
+        return int(value)
 
 
 def parse_spec(text: str, layouts: Collection[str]) -> Spec:

@@ -4,7 +4,8 @@ Columns: ``image`` (encoded bytes) or ``text``, and ``label`` (a string, or a wh
 names in the metadata); optional ``domain``, ``client``, ``concept``, ``split``, ``sha256`` (hex of
 the content hash; computed where it is missing) and ``name_aligned``. Optional metadata: key
 ``fedarena``, JSON with name, templates and classes; key ``huggingface``, the features that
-`datasets` writes.
+`datasets` writes. Where a column is named as ``family``, the domains are tasks of these families;
+one named as ``response`` holds what an open-ended task is answered with.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,8 +26,12 @@ from scenarios.data.draft import NUM_LISTED, SPLIT_CODES, Draft
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Role = Literal["image", "text", "label", "domain", "client", "concept", "split"]
+Role = Literal[
+    "image", "text", "label", "domain", "client", "concept", "split", "family", "response"
+]
 ROLES: tuple[Role, ...] = ("image", "text", "label", "domain", "client", "concept", "split")
+NAMED_ROLES: tuple[Role, ...] = ("family", "response")
+"""Never taken from a column of that name: they change what a domain, or an answer, is."""
 _RECORDED = ("sha256", "name_aligned")
 _TEMPLATES: Mapping[Modality, tuple[str, ...]] = {"image": DEFAULT_TEMPLATES, "text": ("{}",)}
 _MAY_BE_NULL = ("split", "client")
@@ -67,6 +73,8 @@ def draft_table(name: str, shards: Sequence[Shard], columns: Columns | None = No
             else None
         ),
         modality=modality,
+        families=dict(zip(table.strings("domain"), table.named("family"), strict=False)),
+        responses=table.named("response"),
     )
 
 
@@ -170,6 +178,10 @@ class _Table:
             return [names[value] if value is not None else None for value in values]
         return [str(value) if value is not None else None for value in values]
 
+    def named(self, role: str) -> list[Any]:
+        """A column that must be named, as strings; [] where it is not."""
+        return self.strings(role) if role in self.roles else []
+
     def faults(self) -> Iterator[str]:
         """What keeps the table from being a data set; first the columns, then what they hold."""
         faults = list(self._missing())
@@ -201,10 +213,22 @@ class _Table:
                 return
         if self._is_number("label"):
             yield from self._wrong_numbers()
+        yield from self._wrong_families()
         unknown = sorted(set(self.splits) - set(SPLIT_CODES))
         if unknown:
             allowed = ", ".join(sorted(set(SPLIT_CODES) - {""}))
             yield f"column split holds {unknown}; allowed are {allowed}."
+
+    def _wrong_families(self) -> Iterator[str]:
+        if "family" not in self.roles:
+            return
+        if "domain" not in self.roles:
+            yield "a family is of domains: name their column too, such as ?domain=task."
+            return
+        pairs = sorted({*zip(self.strings("domain"), self.strings("family"), strict=True)})
+        for (task, one), (other, another) in pairwise(pairs):
+            if task == other:
+                yield f"domain {task} is of family {one}, and of family {another}."
 
     def _wrong_numbers(self) -> Iterator[str]:
         values = self.rows[self.roles["label"]].to_pylist()
@@ -247,7 +271,9 @@ class _Table:
         try:
             return read()
         except (pa.ArrowException, OSError) as error:
-            kind = {"parquet": "Parquet", "arrow": "Arrow"}[self.shards[0].format]
+            kind = {"parquet": "Parquet", "arrow": "Arrow", "jsonl": "JSON lines"}[
+                self.shards[0].format
+            ]
             raise DataError(
                 f"{self.where} is not a readable {kind} file: {error}. Build or download it "
                 "again; for a packaged data set reinstall fedarena."

@@ -109,6 +109,20 @@ def test_a_group_scores_as_its_models_alone(problem, kind, with_candidates):
             assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", [Linear, OneByOne])
+def test_the_models_of_a_group_choose_row_by_row(problem, kind):
+    problem = replace(problem, learner=kind())
+    own, rows = models(problem, 2), [torch.arange(20), torch.arange(5, 12)]
+    allowed = torch.rand(2, 20, 3, generator=torch.Generator().manual_seed(2)) < 0.5
+    for lane, mine in enumerate(rows):
+        allowed[lane, torch.arange(len(mine)), problem.labels[mine]] = True
+        allowed[lane, len(mine) :] = True
+    together = score_group(problem, stack(own), rows, allowed)
+    for lane, (mine, scores) in enumerate(zip(rows, together, strict=True)):
+        mask = allowed[lane, : len(mine)]
+        assert_close(scores, by_hand(problem, own[lane], mine, mask.tolist()))
+
+
 def test_pieces_of_an_input_score_as_the_whole(problem):
     (params,), rows = models(problem, 1), torch.arange(60)
     whole = score(problem, params, rows)

@@ -372,6 +372,59 @@ def test_newcomers_also_adapt_where_data_are_pooled_or_nothing_is_shared(setting
     assert last.metrics["eval/unseen/participation_gap"] == pytest.approx(gap)
 
 
+@pytest.mark.parametrize("federation", ["fedex_lora", "flora"])
+def test_a_newcomer_adapts_on_top_of_what_rounds_have_merged(setting, federation):
+    config = setting(
+        f"federation={federation}",
+        "federation.downlink=factors",
+        "learner={name: lora_clip, towers: text, dropout: 0.0, alpha: 8}",
+        unseen("adapt", adapt_steps=1),
+        "scenario.shots=6",
+    )
+    assert run(config).last.metrics["lora/effective_rank"] > 0
+    coordinator, server = ready(config)
+    population, problem = coordinator.experiment.population, coordinator.executor.actor.problem
+    merged = config.federation.shared_model(server)
+    deltas = {name: tensor for name, tensor in merged.items() if name.endswith(".delta")}
+    assert any(delta.any() for delta in deltas.values())
+    for client, scores in zip(
+        population.unseen, newcomers(coordinator, server, False), strict=True
+    ):
+        shard = torch.from_numpy(population.train[client])
+        draws = generator(derive(config.seed, "adapt"), "batches", 0, int(client))
+        rows = shard[torch.randperm(len(shard), generator=draws)][:8]
+        params = {name: merged[name].clone().requires_grad_() for name in problem.initial}
+        optimizer = torch.optim.SGD(params.values(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        features = {"features": problem.inputs["features"][rows]}
+        logits = problem.learner.logits(params | deltas, problem.frozen, features)
+        torch.nn.functional.cross_entropy(logits, problem.labels[rows]).backward()
+        optimizer.step()
+        own = torch.from_numpy(scores.rows)
+        features = {"features": problem.inputs["features"][own]}
+        for dense, close in ((deltas, True), ({}, False)):
+            with torch.no_grad():
+                logits = problem.learner.logits(params | dense, problem.frozen, features)
+            nll = torch.nn.functional.cross_entropy(logits, problem.labels[own], reduction="none")
+            assert np.allclose(scores.nll, nll, rtol=1e-3, atol=1e-4) == close
+
+
+@pytest.mark.parametrize("codec", ["fp32", "top_k"])
+@pytest.mark.parametrize("federation", ["flexlora", "hetlora"])
+def test_actors_send_the_part_of_each_clients_rank(setting, federation, codec):
+    config = setting(
+        f"federation={federation}",
+        "federation.ranks=[1,4,2]",
+        "learner={name: lora_clip, towers: text, rank: 4}",
+        f"communication.codec={codec}",
+        "scenario.shots=6",
+    )
+    for record in run(config).records[1:]:
+        up = {int(client): load[0] for client, load in record.loads.items()}
+        assert len(up) == 5
+        assert not record.failures
+        assert up[0] == up[3] < up[2] < up[1] == up[4]
+
+
 def test_the_mean_personal_model_is_the_mean_over_those_who_have_taken_part(setting):
     config = setting(
         "learner={name: fedpgp, num_tokens: 4, rank: 2}",

@@ -16,9 +16,9 @@ from scenarios.evaluate import (
     choose_round,
     compare_with_zero_shot,
     measure,
-    measure_majority,
     measure_reference,
 )
+from scenarios.majority import measure_majority
 from scenarios.population import Population
 from scenarios.targets import HOME, Target
 

@@ -23,7 +23,7 @@ def flags():
 
 @pytest.fixture(scope="module")
 def records():
-    return pq.read_table(PACKAGED_DATASETS["flags"]).to_pylist()
+    return pq.read_table(*PACKAGED_DATASETS["flags"]).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +159,12 @@ def test_a_set_that_the_library_loads_is_read_from_its_arrow_files(
 
 
 def test_packaged_texts_are_read_and_keep_their_hashes():
-    path = PACKAGED_DATASETS["flags"].with_name("text_sentiment.parquet")
+    (path,) = PACKAGED_DATASETS["text_sentiment"]
     dataset = load_dataset(f"{path}?domain=task")
     assert (dataset.modality, dataset.templates) == ("text", ("{}",))
-    assert len(dataset.domains) == 4
+    assert (len(dataset.domains), dataset.families, dataset.candidates) == (4, (), None)
+    named, tasks = load_dataset("text_sentiment"), load_dataset(f"{path}?domain=task&family=family")
+    assert (named.fingerprint, named.families) == (tasks.fingerprint, ("sentiment",) * 4)
     assert dataset.text(0).startswith("Why does my kitchen")
     with pytest.raises(DataError, match="holds texts, but images were asked for"):
         dataset.image(0)

@@ -13,6 +13,7 @@ from scenarios.data.packaged.recipe.emoji_sets import emoji
 from scenarios.data.packaged.recipe.export import export
 from scenarios.data.packaged.recipe.features import features
 from scenarios.data.packaged.recipe.fetch import fetch
+from scenarios.data.packaged.recipe.language import language
 from scenarios.data.packaged.recipe.measure import measure
 from scenarios.data.packaged.recipe.other_sets import others
 from scenarios.data.packaged.recipe.render import render_all
@@ -31,6 +32,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "emoji": emoji,
     "others": others,
     "texts": texts,
+    "language": language,
     "documents": documents,
     "measure": measure,
 }

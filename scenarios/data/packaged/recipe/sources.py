@@ -189,7 +189,7 @@ _OTHER_SOURCES = (
         licence="Apache-2.0 (weights), MIT (wrapper)",
         holder="sentence-transformers; Matt (wrapper)",
         upstream="https://www.sbert.net",
-        role="text teacher (all-MiniLM-L6-v2); not shipped",
+        role="text teacher of emoji_clip; `minilm` (all-MiniLM-L6-v2)",
     ),
     Source(
         name="openclipart-png",

@@ -74,3 +74,18 @@ class CountedMean:
         if mean:
             mean[self.count] = torch.tensor(float(partial.num_clients), dtype=torch.float64)
         return mean
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """No aggregate: every update as it is, [n, ...] in client order and in float64."""
+
+    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
+        held = ({name: tensor.double() for name, tensor in update.items()}, float(num_examples))
+        return Partial({}, 0.0, partial.num_clients + 1, (*partial.held, held))
+
+    def finish(self, partial: Partial) -> Params:
+        if not partial.held:
+            return {}
+        updates = [update for update, _ in partial.held]
+        return {name: torch.stack([update[name] for update in updates]) for name in updates[0]}

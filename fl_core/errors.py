@@ -52,5 +52,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    listed = ", ".join(names) if len(names) <= 20 else f"{len(names)} names"
+    listed = ", ".join(names) if len(names) <= 40 else f"{len(names)} names"
     return f"{hint} Known: {listed}."

@@ -22,11 +22,15 @@ class TensorSpec:
     """What a learner says of one of its tensors; a federation rule decides on it, never on a name.
 
     ``scope`` is the scope that the learner's paper gives it; ``role`` marks the two factors of a
-    low-rank adapter for the rules that treat them differently.
+    low-rank adapter for the rules that treat them differently. ``group``: what the factors of one
+    adapter have in common, the module that they change; ``scale``: the factor on their product,
+    alpha / r.
     """
 
     scope: Scope = "shared"
     role: Role = ""
+    group: str = ""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Batch(NamedTuple):
     """The examples of one gradient step of one client.
 
     inputs: stored features by kind, each [B, ...]; labels: [B] int64; mask: [B], 1 where the row
-    is an example and 0 where it fills up the batch.
+    is an example and 0 where it fills up the batch. key: of the step's random draws
+    (``fl_core.draws``), an int64 scalar; None outside of training.
     """
 
     inputs: Params
     labels: Tensor
     mask: Tensor
+    key: Tensor | None = None
 
 
 @dataclass(frozen=True)

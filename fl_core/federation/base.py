@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
@@ -13,10 +13,12 @@ from fl_core.aggregation import Aggregator, WeightedMean, Weights
 from fl_core.checks import check_fields
 from fl_core.learners.base import HasClassFeatures
 from fl_core.types import Params, Scope, ServerState, TensorSpec
+from fl_core.wire import Shapes
 
 if TYPE_CHECKING:
     from fl_core.learners import Learner
     from fl_core.local import Training
+    from fl_core.reference import Near, Wanted
 
 Penalty = Callable[[Params], Tensor]
 """A term that a rule adds to the learner's loss: a scalar function of the parameters."""
@@ -64,6 +66,12 @@ class Train(Protocol):
     @property
     def scopes(self) -> Mapping[str, Scope]: ...
     @property
+    def specs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def client(self) -> Tensor:
+        """The client's number, a scalar."""
+
+    @property
     def num_steps(self) -> Tensor:
         """The steps that the client takes in this round: a scalar, 0 where it has no data."""
 
@@ -78,10 +86,21 @@ class Train(Protocol):
     def features(self, params: Params) -> Tensor:
         """The learner's class features [C, D]; ``class_feature_faults`` says who has none."""
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there are features of the broadcast model, as ``Federation.reference`` asks."""
+
     def __call__(
-        self, start: Params, penalty: Penalty | None = None, step: TakeStep | None = None
+        self,
+        start: Params,
+        penalty: Penalty | None = None,
+        step: TakeStep | None = None,
+        near: Near | None = None,
     ) -> Trained:
         """Take the client's local steps from ``start``.
+
+        near: a term of each step's loss that compares the batch's features with the reference;
+        the distance is then measured too, as ``train/feature_distance``.
 
         Tensors whose scope is frozen this round come back as they went in. The optimiser follows
         what ``step`` puts in the place of the batch's gradient, where a rule has one.
@@ -103,6 +122,9 @@ class Rounds:
     def __post_init__(self) -> None:
         check_fields(self, rounds=">= 1", clients_per_round=">= 1")
 
+    def reference(self, learner: Learner, round: int) -> Wanted | None:
+        return None
+
 
 class Federation(Protocol):
     """Pure functions over explicit state. They see one client; the client axis is added outside.
@@ -120,6 +142,9 @@ class Federation(Protocol):
     fresh_start: ClassVar[bool]
     """Whether a client's own first model is drawn for it, and read as ``Train.fresh``."""
 
+    fresh_each_round: ClassVar[bool]
+    """Whether that model is another one in every round."""
+
     @property
     def name(self) -> str: ...
     @property
@@ -132,6 +157,9 @@ class Federation(Protocol):
 
     def faults(self, learner: Learner, training: Training) -> list[str]:
         """Why this rule cannot go with this learner or this way of training; empty if it can."""
+
+    def reference(self, learner: Learner, round: int) -> Wanted | None:
+        """The features of the broadcast model that clients need in this round, if any."""
 
     def init_server(
         self, params: Params, specs: Mapping[str, TensorSpec], num_clients: int
@@ -147,11 +175,26 @@ class Federation(Protocol):
     def update_names(self, scopes: Mapping[str, Scope]) -> frozenset[str]:
         """The names of the tensors in a client's update in a round with these scopes."""
 
+    def part_of(self, client: int, shapes: Shapes, specs: Mapping[str, TensorSpec]) -> Shapes:
+        """The shapes of what travels between the server and this client, out of these tensors.
+
+        A client's part of a tensor is its first entries along each axis.
+        """
+
+    def changes(
+        self, names: Iterable[str], specs: Mapping[str, TensorSpec], round: int
+    ) -> dict[str, int]:
+        """For the tensors that a round may change, out of ``names``: after how many rounds they
+        then count as changed. That is ``round`` + 1, or less where clients work them out."""
+
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
         """One client's work."""
 
-    def aggregator(self) -> Aggregator:
-        """How the updates of a cohort become one."""
+    def aggregator(self, server: ServerState, specs: Mapping[str, TensorSpec]) -> Aggregator:
+        """How the updates of a cohort that started from ``server`` become one.
+
+        The updates come as they were sent: each client's part.
+        """
 
     def server_step(self, server: ServerState, update: Params) -> ServerState:
         """The state after the round, from the aggregated update."""
@@ -162,7 +205,9 @@ class Federation(Protocol):
         They hold no personal tensors: a learner's ``logits`` takes that as the shared model.
         """
 
-    def personal_model(self, broadcast: Params, state: Params) -> Params | None:
+    def personal_model(
+        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
+    ) -> Params | None:
         """The parameters that this client itself uses, or None if they are the shared ones."""
 
 
@@ -258,6 +303,7 @@ class Averaging(Rounds):
     pooled: ClassVar[bool] = False
     communicates: ClassVar[bool] = True
     fresh_start: ClassVar[bool] = False
+    fresh_each_round: ClassVar[bool] = False
     weights: Weights = "num_examples"
 
     def scopes(self, specs: Mapping[str, TensorSpec], round: int) -> dict[str, Scope]:
@@ -280,10 +326,19 @@ class Averaging(Rounds):
     def update_names(self, scopes: Mapping[str, Scope]) -> frozenset[str]:
         return frozenset(name for name, scope in scopes.items() if scope == "shared")
 
+    def part_of(self, client: int, shapes: Shapes, specs: Mapping[str, TensorSpec]) -> Shapes:
+        return shapes
+
+    def changes(
+        self, names: Iterable[str], specs: Mapping[str, TensorSpec], round: int
+    ) -> dict[str, int]:
+        scopes = self.scopes(specs, round)
+        return {name: round + 1 for name in names if scopes.get(name) != "frozen"}
+
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
         return train_once(broadcast, state, train)
 
-    def aggregator(self) -> Aggregator:
+    def aggregator(self, server: ServerState, specs: Mapping[str, TensorSpec]) -> Aggregator:
         return WeightedMean(self.weights)
 
     def server_step(self, server: ServerState, update: Params) -> ServerState:
@@ -292,6 +347,8 @@ class Averaging(Rounds):
     def shared_model(self, server: ServerState) -> Params | None:
         return server.tensors
 
-    def personal_model(self, broadcast: Params, state: Params) -> Params | None:
+    def personal_model(
+        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
+    ) -> Params | None:
         own = personal_part(state)
         return {**broadcast, **own} if own else None

@@ -6,19 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
 from fl_core.checks import check_fields
-from fl_core.federation.base import (
-    Averaging,
-    LocalResult,
-    Train,
-    as_personal,
-    own_copy_faults,
-    personal_part,
-    train_once,
-)
+from fl_core.federation.base import Averaging, LocalResult, Train, as_personal, own_copy_faults
+from fl_core.federation.personal import train_beside
 from fl_core.types import Params, TensorSpec
 
 if TYPE_CHECKING:
@@ -50,11 +40,4 @@ class Ditto(Averaging):
         return as_personal(params)
 
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
-        def near(params: Params) -> Tensor:
-            squares = [((p - broadcast[n]) ** 2).sum() for n, p in params.items()]
-            return self.strength / 2 * torch.stack(squares).sum()
-
-        result = train_once(broadcast, {}, train)
-        own = train(personal_part(state), near if self.strength else None)
-        metrics = result.metrics | {"train/personal_loss": own.metrics["train/loss"]}
-        return LocalResult(result.update, as_personal(own.params), metrics)
+        return train_beside(broadcast, state, train, self.strength)

@@ -74,7 +74,7 @@ class FedDyn(Averaging):
         new = {name: g[name] - self.alpha * result.update[name] for name in g}
         return result._replace(state=result.state | as_kept(new, self.name))
 
-    def aggregator(self) -> Aggregator:
+    def aggregator(self, server: ServerState, specs: Mapping[str, TensorSpec]) -> Aggregator:
         return CountedMean(self.weights, f"{self.name}.{NUM_CLIENTS}")
 
     def server_step(self, server: ServerState, update: Params) -> ServerState:

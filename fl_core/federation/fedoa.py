@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fl_core.aggregation import Weights
 from fl_core.checks import check_fields
@@ -19,6 +18,7 @@ from fl_core.federation.base import (
     Averaging,
     LocalResult,
     Train,
+    Trained,
     as_personal,
     class_feature_faults,
     own_copy_faults,
@@ -26,13 +26,15 @@ from fl_core.federation.base import (
     train_once,
     where,
 )
+from fl_core.federation.distances import Distance, feature_distance, micro_batch_distance
+from fl_core.learners.base import Feature, HasExampleFeatures
+from fl_core.reference import Near, Wanted
 from fl_core.types import Params, TensorSpec
 
 if TYPE_CHECKING:
     from fl_core.learners import Learner
     from fl_core.local import Training
 
-Distance = Literal["frobenius_batch", "mean_l2", "mean_sq_l2", "cosine", "l1"]
 STARTED = "fedoa.started"
 
 
@@ -44,10 +46,12 @@ class FedOA(Averaging):
     takes its local steps twice, on the same batches; round 0 trains theta only. A client without
     a phi yet uses theta.
 
-    strength: lambda; 0 is local-only training beside FedAvg. distance: D of the class features
-    [C, D]: the Frobenius norm of the whole difference, or over classes the mean L2 norm, its
-    square, 1 - cos, or L1 norm. personal_init: phi starts from a draw of the client's own, or as
-    a copy of the shared model.
+    strength: lambda; 0 is local-only training beside FedAvg. distance: D of h of the batch's
+    examples [B, d], or of the class features [C, D] of prompts: the Frobenius norm of the whole
+    difference, or over rows the mean L2 norm, its square, 1 - cos, or L1 norm. personal_init: phi
+    starts from a draw of the client's own, or as a copy of the shared model. feature: h.
+    micro_batch: examples within which D is taken, then averaged; null for the whole batch.
+    reference_dropout: h(theta^t) with dropout, drawn in every step.
     """
 
     fresh_start: ClassVar[bool] = True
@@ -56,13 +60,23 @@ class FedOA(Averaging):
     strength: float = 0.5
     distance: Distance = "frobenius_batch"
     personal_init: Literal["fresh", "shared"] = "fresh"
+    feature: Feature = "last_token"
+    micro_batch: int | None = None
+    reference_dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, strength=">= 0")
+        check_fields(self, strength=">= 0", micro_batch=">= 1")
 
     def faults(self, learner: Learner, training: Training) -> list[str]:
-        return own_copy_faults(self.name, learner) + class_feature_faults(self.name, learner)
+        faults = own_copy_faults(self.name, learner)
+        by_example = isinstance(learner, HasExampleFeatures)
+        return faults if by_example else faults + class_feature_faults(self.name, learner)
+
+    def reference(self, learner: Learner, round: int) -> Wanted | None:
+        if round == 0 or not self.strength or not isinstance(learner, HasExampleFeatures):
+            return None
+        return Wanted(self.feature, self.reference_dropout)
 
     def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:
         some = next(iter(params.values()))
@@ -78,6 +92,19 @@ class FedOA(Averaging):
         held, started = personal_part(state), state[STARTED]
         first = train.fresh if self.personal_init == "fresh" else broadcast
         start = where(started > 0, held, {name: first[name] for name in held})
+        own = self._personal_step(train, start, broadcast)
+        took_part = train.num_steps > 0
+        new = as_personal(where(took_part, own.params, held))
+        mark = {STARTED: torch.where(took_part, torch.ones_like(started), started)}
+        told = {n: own.metrics[n] for n in own.metrics if n != "train/loss"}
+        told["train/personal_loss"] = own.metrics["train/loss"]
+        return LocalResult(result.update, new | mark, result.metrics | told)
+
+    def _personal_step(self, train: Train, start: Params, broadcast: Params) -> Trained:
+        if not self.strength:
+            return train(start)
+        if train.has_reference:
+            return train(start, near=Near(self.strength, self._distance))
         reference = train.features(broadcast).detach()  # [C, D]
 
         def near(params: Params) -> Tensor:
@@ -85,34 +112,13 @@ class FedOA(Averaging):
                 self.distance, train.features({**broadcast, **params}), reference
             )
 
-        own = train(start, near if self.strength else None)
-        took_part = train.num_steps > 0
-        new = as_personal(where(took_part, own.params, held))
-        mark = {STARTED: torch.where(took_part, torch.ones_like(started), started)}
-        metrics = result.metrics | {"train/personal_loss": own.metrics["train/loss"]}
-        return LocalResult(result.update, new | mark, metrics)
+        return train(start, near)
 
-    def personal_model(self, broadcast: Params, state: Params) -> Params | None:
+    def _distance(self, features: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+        return micro_batch_distance(self.distance, features, reference, mask, self.micro_batch)
+
+    def personal_model(
+        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
+    ) -> Params | None:
         held = personal_part(state)
         return {**broadcast, **where(state[STARTED] > 0, held, {n: broadcast[n] for n in held})}
-
-
-def feature_distance(kind: Distance, features: Tensor, reference: Tensor) -> Tensor:
-    """How far class features [C, D] are from others, a scalar; gradient 0 where they are equal."""
-    difference = features - reference
-    match kind:
-        case "frobenius_batch":
-            return _norm(difference.flatten())
-        case "mean_l2":
-            return _norm(difference).mean()
-        case "mean_sq_l2":
-            return (difference**2).sum(dim=-1).mean()
-        case "l1":
-            return difference.abs().sum(dim=-1).mean()
-        case "cosine":
-            return (1 - F.cosine_similarity(features, reference, dim=-1)).mean()
-
-
-def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
-    return norm

@@ -50,5 +50,5 @@ class Robust(Averaging):
             )
         return super().init_server(params, specs, num_clients)
 
-    def aggregator(self) -> Aggregator:
+    def aggregator(self, server: ServerState, specs: Mapping[str, TensorSpec]) -> Aggregator:
         return RobustAggregator(self.aggregation, self.num_faulty, self.weights)

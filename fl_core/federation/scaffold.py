@@ -106,7 +106,7 @@ class Scaffold(Averaging):
             result.metrics,
         )
 
-    def aggregator(self) -> Aggregator:
+    def aggregator(self, server: ServerState, specs: Mapping[str, TensorSpec]) -> Aggregator:
         return CountedMean(self.weights, f"{self.name}.{NUM_CLIENTS}")
 
     def server_step(self, server: ServerState, update: Params) -> ServerState:

@@ -23,6 +23,7 @@ from fl_core.wire.codecs import (
 )
 from fl_core.wire.feedback import encode_with_feedback, split_residual, stack_residuals
 from fl_core.wire.message import Message, decode, encode, message_bytes, payload_bytes
+from fl_core.wire.parts import cut, grow
 
 __all__ = [
     "BF16",
@@ -37,10 +38,12 @@ __all__ = [
     "TopK",
     "WholeCodec",
     "all_finite",
+    "cut",
     "decode",
     "encode",
     "encode_with_feedback",
     "for_broadcast",
+    "grow",
     "message_bytes",
     "named_draws",
     "payload_bytes",

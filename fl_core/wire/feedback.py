@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 
 from fl_core.types import Params
-from fl_core.wire.codecs import Codec, Draws, shapes_of
+from fl_core.wire.codecs import Codec, Draws, Shapes, shapes_of
 from fl_core.wire.message import decode, encode
+from fl_core.wire.parts import cut, grow
 
 RESIDUAL = "codec.residual."
 
@@ -34,18 +35,25 @@ def stack_residuals(lanes: Sequence[Params]) -> Params:
 
 
 def encode_with_feedback(
-    codec: Codec, update: Params, residual: Params, draws: Draws
+    codec: Codec, update: Params, residual: Params, draws: Draws, part: Shapes | None = None
 ) -> tuple[bytes, Params]:
     """The message for an update, and the residual that is left, named as in a private state.
 
     A tensor without a residual has one of zeros; the residual of a tensor that is not in this
-    update is kept as it is. Codecs without feedback leave nothing behind.
+    update is kept as it is. Codecs without feedback leave nothing behind. part: the shapes to
+    which the update is cut before it is sent; a residual keeps the whole shape, so that those of
+    all clients can be stacked, and is 0 outside of the part.
     """
+    whole = shapes_of(update)
+    update = cut(update, whole if part is None else part)
     if not codec.feedback:
         return encode(codec, update, draws), {}
     residual, zero = {name: tensor.cpu() for name, tensor in residual.items()}, torch.zeros(())
-    wanted = {n: t.detach().cpu() + residual.get(RESIDUAL + n, zero) for n, t in update.items()}
+    wanted = grow({name: tensor.detach().cpu() for name, tensor in update.items()}, whole)
+    wanted = {n: t + residual.get(RESIDUAL + n, zero) for n, t in wanted.items()}
+    wanted = cut(wanted, shapes_of(update))
     message = encode(codec, wanted, draws)
     sent = decode(codec, message, shapes_of(wanted), "the client's own message")
-    left = {RESIDUAL + name: tensor - sent[name] for name, tensor in wanted.items()}
+    left = grow({name: tensor - sent[name] for name, tensor in wanted.items()}, whole)
+    left = {RESIDUAL + name: tensor for name, tensor in left.items()}
     return message, residual | left

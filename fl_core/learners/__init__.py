@@ -2,16 +2,21 @@
 
 from typing import get_args
 
-from fl_core.learners.base import HasClassFeatures, Learner
+from fl_core.learners.base import HasClassFeatures, HasExampleFeatures, Learner
+from fl_core.learners.bpl import BPL
 from fl_core.learners.clip_adapter import ClipAdapter
 from fl_core.learners.cocoop import CoCoOp
 from fl_core.learners.coop import CoOp
+from fl_core.learners.dpfpl import DPFPL
 from fl_core.learners.fedclip import FedCLIP
 from fl_core.learners.fedotp import FedOTP
 from fl_core.learners.fedpgp import FedPGP
 from fl_core.learners.fedtpg import FedTPG
 from fl_core.learners.kgcoop import KgCoOp
+from fl_core.learners.lora import LoRA
+from fl_core.learners.lora_clip import LoraClip
 from fl_core.learners.maple import MaPLe
+from fl_core.learners.pfedmoap import PFedMoAP
 from fl_core.learners.plot import Plot
 from fl_core.learners.proda import ProDA
 from fl_core.learners.prograd import ProGrad
@@ -35,14 +40,21 @@ AnyLearner = (
     | FedPGP
     | FedOTP
     | PromptFolio
+    | PFedMoAP
+    | DPFPL
+    | BPL
+    | LoraClip
     | ClipAdapter
     | FedCLIP
+    | LoRA
 )
 """At once the config schema, the list in error messages, and the list for the contract tests."""
 
 LEARNERS: tuple[type[AnyLearner], ...] = get_args(AnyLearner)
 
 __all__ = [
+    "BPL",
+    "DPFPL",
     "LEARNERS",
     "VPT",
     "AnyLearner",
@@ -54,9 +66,13 @@ __all__ = [
     "FedPGP",
     "FedTPG",
     "HasClassFeatures",
+    "HasExampleFeatures",
     "KgCoOp",
     "Learner",
+    "LoRA",
+    "LoraClip",
     "MaPLe",
+    "PFedMoAP",
     "Plot",
     "ProDA",
     "ProGrad",

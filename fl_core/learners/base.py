@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fl_core.backbones.clip import Clip
 from fl_core.types import Batch, Params, Task, TensorSpec
 
 
@@ -20,8 +19,9 @@ class Learner(Protocol):
     values, no random draws.
     """
 
-    inputs: ClassVar[tuple[str, ...]]
-    """The kinds of stored features that ``Batch.inputs`` must hold."""
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The kinds of stored features that ``Batch.inputs`` must hold."""
 
     groupable: ClassVar[bool]
     """Whether ``loss`` may run under ``torch.vmap`` over clients."""
@@ -41,8 +41,11 @@ class Learner(Protocol):
     def two_parts(self) -> bool:
         """Whether the method itself keeps tensors with each client (scope ``personal``)."""
 
-    def prepare(self, backbone: Clip, task: Task) -> Any:
-        """All that no training step changes: towers, tokens, reference features."""
+    def prepare(self, backbone: Any, task: Task) -> Any:
+        """All that no training step changes: towers, tokens, reference features.
+
+        backbone: one that gives the kinds of ``inputs``.
+        """
 
     def init(self, frozen: Any, generator: torch.Generator) -> Params:
         """The trainable tensors before the first round, equal for every client."""
@@ -67,6 +70,43 @@ class HasClassFeatures(Protocol):
 
     def features(self, params: Params, frozen: Any) -> Tensor:
         """Normalised class features [C, D]; without the personal tensors, the shared model's."""
+
+
+@runtime_checkable
+class LowRank(Protocol):
+    """A learner of adapters B A, for rules that tell A from B.
+
+    low_rank: whether its tensors come in pairs of the roles lora_A and lora_B, and it adds a dense
+    ``<group>.delta`` to a pair's frozen weight where its parameters hold one.
+    """
+
+    low_rank: ClassVar[bool]
+
+
+@runtime_checkable
+class TakesExperts(Protocol):
+    """A learner that reads other clients' tensors, for rules that hand them out.
+
+    experts: the names of its tensors of which it reads those of K others, where there are any, as
+    ``experts.<name>`` [K, ...] among its parameters.
+    """
+
+    experts: ClassVar[tuple[str, ...]]
+
+
+Feature = Literal["last_token", "mean_pool", "prompt_only"]
+"""h of an example: the last layer's state at its last token, or their mean; or at the last token
+of the prompt, where a label follows. A learner that has one h for an example gives that one."""
+
+
+@runtime_checkable
+class HasExampleFeatures(Protocol):
+    """A learner whose examples have features that training moves, for rules that compare them."""
+
+    def loss_and_features(
+        self, params: Params, frozen: Any, batch: Batch, feature: Feature
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and h [B, d] of every row, from one pass."""
 
 
 def masked_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

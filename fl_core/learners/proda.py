@@ -12,6 +12,8 @@ from torch import Tensor
 from fl_core.backbones.clip import Clip
 from fl_core.backbones.prompt_plan import Position
 from fl_core.checks import check_fields
+from fl_core.draws import uniform
+from fl_core.errors import ConfigError
 from fl_core.learners.base import masked_cross_entropy
 from fl_core.learners.prompts import Prompts, features_of_each, first_context, prepare_prompts
 from fl_core.types import Batch, Params, Task, TensorSpec
@@ -36,8 +38,10 @@ class ProDA:
     and cov over the P prompts; plus spread * mean |cos| between the class-free prompts. Prediction
     is with mu.
 
-    num_prompts: P; 1 is CoOp. num_tokens: M. spread: lambda. The class name stands at the end in
-    half of the prompts, in front and in the middle in a quarter each.
+    num_prompts: P; 1 is CoOp. prompt_batch: how many of them a step draws, anew each time, and
+    estimates mu, cov and the overlap from; None is all. num_tokens: M. spread: lambda. The class
+    name stands at the end in half of the prompts, in front and in the middle in a quarter each, of
+    all and of those drawn.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -48,19 +52,25 @@ class ProDA:
     two_parts: ClassVar[bool] = False
     name: Literal["proda"] = "proda"
     num_prompts: int = 32
+    prompt_batch: int | None = 4
     num_tokens: int = 16
     spread: float = 0.1
 
     def __post_init__(self) -> None:
-        check_fields(self, num_prompts=">= 1", num_tokens=">= 1", spread=">= 0")
+        counts = dict.fromkeys(("num_prompts", "prompt_batch", "num_tokens"), ">= 1")
+        check_fields(self, spread=">= 0", **counts)
+        drawn, held = _places(self.prompt_batch or 1), _places(self.num_prompts)
+        if drawn["end"] > held["end"] and (self.prompt_batch or 1) < self.num_prompts:
+            raise ConfigError(
+                f"prompt_batch = {self.prompt_batch} is not allowed with num_prompts = "
+                f"{self.num_prompts}: it would draw {drawn['end']} prompts with the class name at "
+                f"the end, of {held['end']}. Use a multiple of 4, or null for all."
+            )
 
     def prepare(self, backbone: Clip, task: Task) -> ProDAFrozen:
-        quarter = self.num_prompts // 4
-        places: list[tuple[Position, int]] = [("front", quarter), ("middle", quarter)]
-        places.append(("end", self.num_prompts - 2 * quarter))
         parts = tuple(
             (num, prepare_prompts(backbone, task, self.num_tokens, position=position))
-            for position, num in places
+            for position, num in _places(self.num_prompts).items()
             if num
         )
         return ProDAFrozen(parts, prepare_prompts(backbone, Task(("",)), self.num_tokens))
@@ -72,7 +82,8 @@ class ProDA:
         return {"context": TensorSpec("shared")}
 
     def loss(self, params: Params, frozen: ProDAFrozen, batch: Batch) -> Tensor:
-        w = self._features(params, frozen)  # [P, C, D]
+        contexts = self._drawn(params, frozen, batch.key)
+        w = self._features(contexts, frozen)  # [P, C, D]
         f, scale = batch.inputs["features"], frozen.bare.scale
         mean = w.mean(dim=0)
         spread = w - mean
@@ -80,22 +91,40 @@ class ProDA:
         a_yk = ((f**2 * spread[:, batch.labels]) @ spread.mT).mean(dim=0)  # [B, C]
         a_yy = a_kk.gather(-1, batch.labels.unsqueeze(-1))  # [B, 1]
         logits = scale * f @ mean.mT + scale**2 / 2 * (a_yy + a_kk - 2 * a_yk)
-        return masked_cross_entropy(logits, batch) + self._overlap(params, frozen)
+        return masked_cross_entropy(logits, batch) + self._overlap(contexts, frozen)
 
     def logits(self, params: Params, frozen: ProDAFrozen, inputs: Params) -> Tensor:
-        mean = self._features(params, frozen).mean(dim=0)  # [C, D]
+        mean = self._features(self._drawn(params, frozen, None), frozen).mean(dim=0)  # [C, D]
         return frozen.bare.scale * inputs["features"] @ mean.mT  # [B, C]
 
-    def _features(self, params: Params, frozen: ProDAFrozen) -> Tensor:
-        contexts = torch.split(params["context"], [num for num, _ in frozen.parts])
-        parts = zip(frozen.parts, contexts, strict=True)
-        return torch.cat([features_of_each(prompts, context) for (_, prompts), context in parts])
+    def _drawn(self, params: Params, frozen: ProDAFrozen, key: Tensor | None) -> list[Tensor]:
+        """The contexts [p, M, d_t] that a step with this key draws of each part; None: all."""
+        parts = torch.split(params["context"], [num for num, _ in frozen.parts])
+        if key is None or self.prompt_batch is None or self.prompt_batch >= self.num_prompts:
+            return list(parts)
+        counts = [num for num in _places(self.prompt_batch).values() if num]
+        if len(counts) < len(parts):  # too few drawn for a place other than the end
+            parts = parts[-1:]
+        orders = [uniform(key, f"prompts {i}", len(part)).argsort() for i, part in enumerate(parts)]
+        drawn = zip(parts, orders, counts, strict=True)
+        return [part.index_select(0, order[:num]) for part, order, num in drawn]
 
-    def _overlap(self, params: Params, frozen: ProDAFrozen) -> Tensor | float:
+    def _features(self, contexts: list[Tensor], frozen: ProDAFrozen) -> Tensor:
+        prompts = [own for _, own in frozen.parts][-len(contexts) :]
+        parts = zip(prompts, contexts, strict=True)
+        return torch.cat([features_of_each(own, context) for own, context in parts])
+
+    def _overlap(self, contexts: list[Tensor], frozen: ProDAFrozen) -> Tensor | float:
         """spread * mean |cos| over pairs of different class-free prompts; 0 for one prompt."""
-        if self.num_prompts == 1 or not self.spread:
+        num = sum(len(context) for context in contexts)
+        if num == 1 or not self.spread:
             return 0.0
-        bare = features_of_each(frozen.bare, params["context"])[:, 0]  # [P, D]
-        pairs = torch.triu_indices(self.num_prompts, self.num_prompts, 1, device=bare.device)
+        bare = features_of_each(frozen.bare, torch.cat(contexts))[:, 0]  # [p, D]
+        pairs = torch.triu_indices(num, num, 1, device=bare.device)
         cosines = (bare[pairs[0]] * bare[pairs[1]]).sum(dim=-1)
         return self.spread * cosines.abs().mean()
+
+
+def _places(num: int) -> dict[Position, int]:
+    """Where the class name stands in how many of ``num`` prompts."""
+    return {"front": num // 4, "middle": num // 4, "end": num - 2 * (num // 4)}

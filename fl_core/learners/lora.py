@@ -1,0 +1,114 @@
+"""LoRA (Hu et al., 2022, arXiv:2106.09685) on a language model; with FedAvg: FedIT (2305.05644)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fl_core.backbones.language import Language
+from fl_core.backbones.language_tower import KEY, LORA_A, LORA_B, build_tower
+from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
+from fl_core.checks import check_fields
+from fl_core.errors import ConfigError
+from fl_core.learners.base import Feature
+from fl_core.learners.text_heads import Pooling
+from fl_core.learners.text_model import Head, TextModel, text_model
+from fl_core.types import Batch, Params, Role, Task, TensorSpec
+
+ROLES: Mapping[str, Role] = {LORA_A: "lora_A", LORA_B: "lora_B"}
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """W + (alpha / r) B A in some linear layers; A [r, d_in] and B [d_out, r] are trained.
+
+    rank: r. dropout: of the adapters' inputs. modules: last parts of the paths of the layers with
+    an adapter; null for those that peft takes in such a model (queries and values, mostly).
+    top_layers: adapters in so many layers only; what the layers below make of a text is then
+    computed once. head: ``classifier``, a trained linear layer on the pooled states;
+    ``label_words``, for causal models: the class name with the largest log-likelihood per token,
+    trained on the own class name's; ``similarity``: ``scale`` times the cosine of the pooled states
+    and those of the bare class name without adapters. pooling: over the last layer's states of a
+    text's tokens.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    groupable: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = True
+    two_parts: ClassVar[bool] = False
+    rows_at_once: ClassVar[int] = 32
+    name: Literal["lora"] = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    modules: tuple[str, ...] | None = None
+    top_layers: int | None = None
+    head: Head = "classifier"
+    pooling: Pooling = "mean"
+    scale: float = 20.0
+
+    def __post_init__(self) -> None:
+        bounds = {"rank": ">= 1", "alpha": "> 0", "dropout": "from 0 to below 1"}
+        check_fields(self, **bounds, top_layers=">= 1", scale="> 0")
+        if self.top_layers is not None and self.head == "label_words":
+            raise ConfigError(
+                "top_layers is not allowed with head = label_words: the label's tokens have to "
+                "pass through all layers. Set top_layers=null, or another head."
+            )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        below = () if self.top_layers is None else (f"{BELOW_TOP}{self.top_layers}",)
+        return (TOKEN_IDS, *below)
+
+    @property
+    def transfers(self) -> bool:
+        return self.head != "classifier"
+
+    def prepare(self, backbone: Language, task: Task) -> TextModel:
+        modules = self.modules or backbone.lora_modules
+        if not modules:
+            raise ConfigError(
+                f"peft has no default modules for a {backbone.info['model_type']}: name the layers "
+                "to adapt, such as learner.modules=[q_proj,v_proj]."
+            )
+        scale, top = self.alpha / self.rank, self.top_layers
+        tower = build_tower(backbone, modules, scale, dropout=self.dropout, top_layers=top)
+        return text_model(backbone, task, tower, self.head, self.pooling, self.scale)
+
+    def init(self, frozen: TextModel, generator: torch.Generator) -> Params:
+        params: Params = {}
+        for place in frozen.tower.places:
+            bound = 1 / math.sqrt(place.d_in)  # Kaiming's uniform with a = sqrt 5, as in peft
+            a = torch.empty(self.rank, place.d_in, dtype=torch.float64)
+            params[f"{place.path}.{LORA_A}"] = a.uniform_(-bound, bound, generator=generator)
+            params[f"{place.path}.{LORA_B}"] = torch.zeros(place.d_out, self.rank)
+        params |= frozen.first_head(generator)
+        device = frozen.tower.device
+        return {name: tensor.to(device, frozen.dtype) for name, tensor in params.items()}
+
+    def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
+        split = {name: name.rpartition(".")[::2] for name in params}
+        scale = self.alpha / self.rank
+        return {
+            name: TensorSpec("shared", ROLES[leaf], path, scale) if leaf in ROLES else TensorSpec()
+            for name, (path, leaf) in split.items()
+        }
+
+    def loss(self, params: Params, frozen: TextModel, batch: Batch) -> Tensor:
+        return self.loss_and_features(params, frozen, batch, "last_token")[0]
+
+    def loss_and_features(
+        self, params: Params, frozen: TextModel, batch: Batch, feature: Feature
+    ) -> tuple[Tensor, Tensor]:
+        if batch.key is not None and self.dropout:
+            params = params | {f"{p.path}.{KEY}": batch.key for p in frozen.tower.places}
+        return frozen.loss_and_features(params, batch, feature)
+
+    def logits(self, params: Params, frozen: TextModel, inputs: Params) -> Tensor:
+        return frozen.logits(params, inputs)

@@ -1,0 +1,119 @@
+"""Differential privacy: per-sample clipping, and what Gaussian noise over a run guarantees.
+
+Rényi accounting of the Gaussian mechanism (Mironov, 2017, arXiv:1702.07476) and of its Poisson
+subsampled form (Mironov et al., 2019, arXiv:1908.10530, for integer orders), turned into
+(epsilon, delta) by proposition 12 of Canonne et al. (2020, arXiv:2004.00010).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_core.draws import normal
+from fl_core.errors import ConfigError
+
+ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256, 512, 1024)
+
+
+def clipped_mean(gradients: Sequence[Tensor], mask: Tensor, clip: float) -> list[Tensor]:
+    """Mean over the kept samples of gradients [B, ...], each sample's joint L2 norm at most clip.
+
+    The mean is over the number of kept rows (mask [B]), which is taken as public: the sum moves by
+    at most ``clip`` where one sample counts for nothing.
+    """
+    square = torch.stack([(g**2).flatten(1).sum(dim=1) for g in gradients]).sum(dim=0)  # [B]
+    tiny = torch.finfo(square.dtype).tiny
+    factor = torch.where(mask > 0, (clip / square.clamp(min=tiny).sqrt()).clamp(max=1.0), 0.0)
+    num = mask.sum().clamp(min=1)
+    return [torch.einsum("b,b...->...", factor, g) / num for g in gradients]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise of this deviation (a scalar), drawn by a step's key and a name."""
+
+    deviation: Tensor
+    key: Tensor
+    name: str
+
+    def on(self, values: Sequence[Tensor]) -> list[Tensor]:
+        drawn = [normal(self.key, f"{self.name} {i}", *v.shape) for i, v in enumerate(values)]
+        return [v + self.deviation * own.to(v) for v, own in zip(values, drawn, strict=True)]
+
+
+def epsilon(
+    noise_multiplier: float, num_steps: int, delta: float, sampling_rate: float = 1.0
+) -> float:
+    """The epsilon of ``num_steps`` Gaussian mechanisms in a row, at ``delta``.
+
+    noise_multiplier: the noise's standard deviation over the sensitivity of what it is added to.
+    num_steps: how many of the mechanisms one example takes part in. sampling_rate: below 1 only
+    where every step draws each example by itself with this probability (Poisson sampling);
+    batches cut from a permutation, as those of ``plan_work``, do not.
+    """
+    if not 0 < delta < 1:
+        raise ConfigError(f"delta = {delta!r} is not allowed: it must be between 0 and 1.")
+    if not 0 < sampling_rate <= 1:
+        raise ConfigError(
+            f"sampling_rate = {sampling_rate!r} is not allowed: it must be above 0 to 1."
+        )
+    if not num_steps:
+        return 0.0
+    if not noise_multiplier:
+        return math.inf
+    found = math.inf
+    for order in ORDERS:
+        divergence = _divergence(order, noise_multiplier, sampling_rate)
+        loss = math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
+        found = min(found, num_steps * divergence + loss)
+    return max(found, 0.0)
+
+
+def combined(*noise_multipliers: float) -> float:
+    """The noise multiplier of one Gaussian mechanism that reveals as much as all of these do."""
+    if not all(noise_multipliers):
+        return 0.0
+    return 1 / math.sqrt(sum(1 / sigma**2 for sigma in noise_multipliers))
+
+
+def noise_for(target: float, num_steps: int, delta: float, sampling_rate: float = 1.0) -> float:
+    """The least noise multiplier (within 0.1 %) whose epsilon is at most ``target``."""
+    if target <= 0:
+        raise ConfigError(f"epsilon = {target!r} is not allowed: it must be > 0.")
+    low, high = 0.0, 1.0
+    while epsilon(high, num_steps, delta, sampling_rate) > target:
+        low, high = high, 2 * high
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        if epsilon(middle, num_steps, delta, sampling_rate) > target:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _divergence(order: float, sigma: float, q: float) -> float:
+    """Rényi divergence of one mechanism of sensitivity 1."""
+    if q == 1:
+        return order / (2 * sigma**2)
+    if order != int(order):
+        return math.inf  # an upper bound; integer orders lose little
+    n = int(order)
+    terms = [
+        _log_binomial(n, k)
+        + (n - k) * math.log1p(-q)
+        + k * math.log(q)
+        + k * (k - 1) / (2 * sigma**2)
+        for k in range(n + 1)
+    ]
+    largest = max(terms)
+    return (largest + math.log(sum(math.exp(t - largest) for t in terms))) / (n - 1)
+
+
+def _log_binomial(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

@@ -23,8 +23,9 @@ from fl_core.federation import Federation, LocalResult, Trained
 from fl_core.federation.base import Penalty, Step, TakeStep, where, with_scope
 from fl_core.learners import HasClassFeatures, Learner
 from fl_core.optim import SGD, Optimizer, Schedule, clip_by_norm, decay
+from fl_core.reference import Near, Reference, compute_reference
 from fl_core.seeds import generator
-from fl_core.types import Batch, Params, Scope
+from fl_core.types import Batch, Params, Scope, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,22 @@ class Problem:
         """Whether a group's clients can share one ``vmap``; else they take turns."""
         return self.learner.groupable and self.vmap_safe
 
-    def batch(self, rows: Tensor, mask: Tensor, views: Tensor | None = None) -> Batch:
-        """The examples ``rows`` [B]; ``views`` [B]: which view of each, where there are any."""
+    def batch(
+        self,
+        rows: Tensor,
+        mask: Tensor,
+        views: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> Batch:
+        """The examples ``rows`` [B]; ``views`` [B]: which view of each, where there are any.
+
+        key: of the random draws of a training step, an int64 scalar.
+        """
         if self.views and views is not None:
             inputs = {kind: values[rows, views] for kind, values in self.views.items()}
         else:
             inputs = {kind: values[rows] for kind, values in self.inputs.items()}
-        return Batch(inputs, self.labels[rows], mask)
+        return Batch(inputs, self.labels[rows], mask, key)
 
 
 class Work(NamedTuple):
@@ -100,7 +110,7 @@ class Work(NamedTuple):
 
     rows: [G, S, B] into the problem's examples; mask: [G, S, B], 0 where a row only fills up;
     active: [G, S], false where a client has no step left; lr: [G, S]; views: [G, S, B], the view
-    of each example; clients: [G], their numbers.
+    of each example; clients: [G], their numbers; keys: [G, S], of the draws within each step.
     """
 
     rows: Tensor
@@ -109,6 +119,7 @@ class Work(NamedTuple):
     lr: Tensor
     views: Tensor
     clients: Tensor
+    keys: Tensor
 
 
 class Moment(NamedTuple):
@@ -138,8 +149,11 @@ def plan_work(
     active = torch.zeros(len(shards), num_steps, dtype=torch.bool)
     lr = torch.zeros(len(shards), num_steps, dtype=torch.float64)
     views = torch.zeros_like(rows)
+    keys = torch.zeros(len(shards), num_steps, dtype=torch.int64)
     for lane, (client, shard) in enumerate(zip(clients, shards, strict=True)):
         draws = generator(moment.seed, "batches", moment.round, client)
+        of_steps = generator(moment.seed, "step keys", moment.round, client)
+        keys[lane, : steps[lane]] = torch.randint(2**62, (steps[lane],), generator=of_steps)
         active[lane, : steps[lane]] = True
         if len(shard):
             rows[lane] = shard[
@@ -158,7 +172,8 @@ def plan_work(
             rows[lane, step, : len(batch)] = batch
             mask[lane, step, : len(batch)] = 1.0
             lr[lane, step] = learning_rate(training, moment, step / steps[lane])
-    return Work(rows, mask, active, lr, views, torch.tensor(list(clients), dtype=torch.int64))
+    numbers = torch.tensor(list(clients), dtype=torch.int64)
+    return Work(rows, mask, active, lr, views, numbers, keys)
 
 
 def learning_rate(training: Training, moment: Moment, done: float) -> float:
@@ -199,28 +214,35 @@ def train_group(
     """
     all_active = work.active.all(dim=0).tolist()
     device = problem.labels.device
-    fresh = _fresh_starts(problem, moment, work.clients) if rule.fresh_start else {}
+    fresh = _fresh_starts(problem, rule, moment, work.clients) if rule.fresh_start else {}
     work = Work(*(t.to(device) for t in work))
     specs = problem.learner.tensors(problem.initial)
     scopes = rule.scopes(specs, moment.round)
 
-    def client_round(state: Params, own: Work, fresh: Params) -> LocalResult:
-        loop = _Loop(problem, training, own, all_active, scopes, moment.round, fresh)
+    wanted, reference, places = rule.reference(problem.learner, moment.round), None, work.rows
+    if wanted is not None:
+        model = {name: tensor for name, tensor in broadcast.items() if name in scopes}
+        reference, places = compute_reference(problem, model, work, wanted)
+
+    def client_round(state: Params, own: Work, fresh: Params, places: Tensor) -> LocalResult:
+        shown = None if reference is None else (reference, places)
+        loop = _Loop(problem, training, own, all_active, specs, scopes, moment.round, fresh, shown)
         return rule.local_round(broadcast, state, loop)
 
     if problem.groupable:
-        return torch.vmap(client_round)(states, work, fresh)
+        return torch.vmap(client_round)(states, work, fresh, places)
     lanes = [
-        client_round(lane(states, g), Work(*(t[g] for t in work)), lane(fresh, g))
+        client_round(lane(states, g), Work(*(t[g] for t in work)), lane(fresh, g), places[g])
         for g in range(len(work.rows))
     ]
     stacked = (stack([one[part] for one in lanes]) for part in range(len(LocalResult._fields)))
     return LocalResult(*stacked)
 
 
-def _fresh_starts(problem: Problem, moment: Moment, clients: Tensor) -> Params:
-    """A first model of its own for each of G clients, [G, ...]: the same in every round."""
-    draws = (generator(moment.seed, "fresh start", client) for client in clients.tolist())
+def _fresh_starts(problem: Problem, rule: Federation, moment: Moment, clients: Tensor) -> Params:
+    """A first model of its own for each of G clients, [G, ...]."""
+    when = [moment.round] if rule.fresh_each_round else []
+    draws = (generator(moment.seed, "fresh start", client, *when) for client in clients.tolist())
     starts = stack([problem.learner.init(problem.frozen, draw) for draw in draws])
     return {name: tensor.to(problem.initial[name]) for name, tensor in starts.items()}
 
@@ -233,9 +255,19 @@ class _Loop:
     training: Training
     work: Work  # one client's: [S, B] and [S]
     all_active: Sequence[bool]
+    specs: Mapping[str, TensorSpec]
     scopes: Mapping[str, Scope]
     round: int
     fresh: Params
+    shown: tuple[Reference, Tensor] | None  # and where the examples stand in it, [S, B]
+
+    @property
+    def has_reference(self) -> bool:
+        return self.shown is not None
+
+    @property
+    def client(self) -> Tensor:
+        return self.work.clients
 
     @property
     def num_steps(self) -> Tensor:
@@ -252,24 +284,29 @@ class _Loop:
         return learner.features(params, self.problem.frozen)
 
     def __call__(
-        self, start: Params, penalty: Penalty | None = None, step: TakeStep | None = None
+        self,
+        start: Params,
+        penalty: Penalty | None = None,
+        step: TakeStep | None = None,
+        near: Near | None = None,
     ) -> Trained:
         fixed = with_scope(start, self.scopes, "frozen")
         params = {name: tensor for name, tensor in start.items() if name not in fixed}
-        learner, optimizer = self.problem.learner, self.training.optimizer
+        optimizer = self.training.optimizer
 
-        def objective(params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-            loss = learner.loss({**fixed, **params}, self.problem.frozen, batch)
-            return (loss + penalty(params) if penalty else loss), loss.detach()
+        def objective(params: Params, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+            loss, told = self._loss({**fixed, **params}, batch, index, near)
+            return (loss + penalty(params) if penalty else loss), told.detach()
 
         gradient = torch.func.grad(objective, has_aux=True)
         opt_state = optimizer.init(params)
-        total_loss = self.work.lr.new_zeros(())
+        total = self.work.lr.new_zeros(2 if near else 1)
         carried = params if step else {}
         for index, nobody_waits in enumerate(self.all_active):
             work = self.work
-            batch = self.problem.batch(work.rows[index], work.mask[index], work.views[index])
-            of_batch = partial(gradient, batch=batch)
+            of_step = (part[index] for part in (work.rows, work.mask, work.views, work.keys))
+            batch = self.problem.batch(*of_step)
+            of_batch = partial(gradient, batch=batch, index=index)
             taken = step(params, carried, of_batch) if step else Step(*of_batch(params))
             grads, loss = taken.gradient, taken.loss
             if self.training.max_grad_norm:
@@ -280,9 +317,24 @@ class _Loop:
                 new, state = where(active, new, params), where(active, state, opt_state)
                 kept = where(active, kept, carried)
             params, opt_state, carried = new, state, kept
-            total_loss = total_loss + torch.where(active, loss, 0.0)
-        mean_loss = total_loss / self.work.active.sum().clamp(min=1)
-        return Trained({**fixed, **params}, {"train/loss": mean_loss}, carried)
+            total = total + torch.where(active, loss, 0.0)
+        means = total / self.work.active.sum().clamp(min=1)
+        told = dict(zip(("train/loss", "train/feature_distance"), means.unbind(), strict=False))
+        return Trained({**fixed, **params}, told, carried)
+
+    def _loss(
+        self, params: Params, batch: Batch, index: int, near: Near | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a step, and what is told of it: the learner's own part, and the distance."""
+        if near is None:
+            loss = self.problem.learner.loss(params, self.problem.frozen, batch)
+            return loss, loss.unsqueeze(0)
+        assert self.shown is not None  # a rule gives ``near`` only where there is a reference
+        reference, places = self.shown
+        loss, distance = reference.loss_and_distance(
+            self.problem, params, batch, places[index], near
+        )
+        return loss + near.weight * distance, torch.stack([loss, distance])
 
     def _step(
         self, params: Params, grads: Params, opt_state: Params, step: int

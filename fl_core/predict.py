@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fl_core.backbones.token_rows import TOKEN_IDS, shortest_first, trimmed
 from fl_core.local import Problem
 from fl_core.types import Params
 
@@ -58,7 +59,8 @@ def score_group(
     device = problem.labels.device
     lanes = params, padded.to(device), candidates.to(device)  # [G, ...], [G, L], ...
     with torch.no_grad():
-        if problem.groupable:
+        # Texts are scored model by model: each batch is then as short as its own texts.
+        if problem.groupable and TOKEN_IDS not in problem.inputs:
             both = torch.vmap(lambda p, r, c: _score(problem, p, r, c))(*lanes)
         else:
             alone = [
@@ -70,8 +72,10 @@ def score_group(
 
 
 def _score(problem: Problem, params: Params, rows: Tensor, candidates: Tensor | None) -> Scores:
-    parts = torch.split(rows, problem.learner.rows_at_once)
+    order = shortest_first(problem.inputs, rows)
+    parts = torch.split(rows if order is None else rows[order], problem.learner.rows_at_once)
     logits = torch.cat([_logits(problem, params, part) for part in parts])  # [n, C]
+    logits = logits if order is None else logits[order.argsort()]
     if candidates is not None:
         logits = torch.where(candidates, logits, -torch.inf)
     log_p = torch.log_softmax(logits, dim=-1)
@@ -85,4 +89,4 @@ def _score(problem: Problem, params: Params, rows: Tensor, candidates: Tensor | 
 
 def _logits(problem: Problem, params: Params, rows: Tensor) -> Tensor:
     inputs = {kind: values[rows] for kind, values in problem.inputs.items()}
-    return problem.learner.logits(params, problem.frozen, inputs)
+    return problem.learner.logits(params, problem.frozen, trimmed(inputs))

@@ -17,8 +17,10 @@ import torch
 
 from fl_core import wire
 from fl_core.aggregation import Partial
+from fl_core.diagnostics import Diagnosis
 from fl_core.errors import MessageError
 from fl_core.federation import Federation
+from fl_core.participation import Participation
 from fl_core.seeds import generator
 from fl_core.types import (
     ClientFailure,
@@ -32,13 +34,22 @@ from fl_core.types import (
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """Who takes part: the cohort, sorted, in consecutive groups that are trained together."""
+    """Who takes part: the clients that answer, sorted, in consecutive groups trained together.
+
+    absent: those of the cohort that get the broadcast and do not answer, and why.
+    """
 
     round: int
     groups: tuple[tuple[int, ...], ...]
+    absent: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def cohort(self) -> list[int]:
+        """All clients that were drawn, sorted."""
+        return sorted([*self.answering, *self.absent])
+
+    @property
+    def answering(self) -> list[int]:
         return [client for group in self.groups for client in group]
 
 
@@ -81,7 +92,8 @@ class Setting:
 
     up: codec of the updates; specs: scope and role of the learner's tensors; group_size: clients
     that are trained together; down: codec of the broadcast, None for the one that ``up`` implies;
-    max_update_norm: L2 norm over all tensors of an update above which it is dropped.
+    max_update_norm: L2 norm over all tensors of an update above which it is dropped. participation:
+    who can be drawn, and who answers.
     """
 
     rule: Federation
@@ -91,6 +103,7 @@ class Setting:
     group_size: int
     down: wire.WholeCodec | None = None
     max_update_norm: float | None = None
+    participation: Participation = field(default_factory=Participation)
 
     @property
     def downlink(self) -> wire.WholeCodec:
@@ -100,6 +113,10 @@ class Setting:
         """What an update of this round holds, from the shapes of the broadcast."""
         names = self.rule.update_names(self.rule.scopes(self.specs, round))
         return {name: shapes[name] for name in sorted(names)}
+
+    def part(self, client: int, shapes: wire.Shapes) -> wire.Shapes:
+        """What of these tensors travels between the server and this client."""
+        return self.rule.part_of(client, shapes, self.specs)
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,9 @@ Execute = Callable[[RoundPlan, bytes], Iterable[tuple[int, Sequence[Outcome]]]]
 
 
 def plan_round(setting: Setting, round: int, clients: Sequence[int]) -> RoundPlan:
-    """Draw the cohort of a round from ``clients`` and cut it into groups."""
+    """Draw the cohort of a round from ``clients`` and cut those that answer into groups."""
+    taking_part = setting.participation
+    clients = taking_part.available(setting.seed, round, clients)
     wanted = min(setting.rule.clients_per_round or len(clients), len(clients))
     if wanted < len(clients):
         draws = generator(setting.seed, "cohort", round)
@@ -134,9 +153,11 @@ def plan_round(setting: Setting, round: int, clients: Sequence[int]) -> RoundPla
         cohort = sorted(clients[i] for i in order[:wanted].tolist())
     else:
         cohort = sorted(clients)
+    absent = taking_part.absent(setting.seed, round, cohort)
+    answering = [client for client in cohort if client not in absent]
     size = setting.group_size
-    groups = (tuple(cohort[i : i + size]) for i in range(0, len(cohort), size))
-    return RoundPlan(round, tuple(groups))
+    groups = (tuple(answering[i : i + size]) for i in range(0, len(answering), size))
+    return RoundPlan(round, tuple(groups), absent)
 
 
 def expected_loads(setting: Setting, standing: Standing, clients: Iterable[int]) -> dict[int, Load]:
@@ -146,15 +167,20 @@ def expected_loads(setting: Setting, standing: Standing, clients: Iterable[int])
     """
     if not setting.rule.communicates:
         return dict.fromkeys(clients, Load())
-    up = wire.message_bytes(setting.up, setting.update_shapes(standing.round, standing.shapes))
-    down: dict[frozenset[str], int] = {}
+    whole = setting.update_shapes(standing.round, standing.shapes)
+    lengths: dict[object, int] = {}
+
+    def length(codec: wire.Codec, shapes: wire.Shapes) -> int:
+        key = codec, tuple(shapes.items())
+        if key not in lengths:
+            lengths[key] = wire.message_bytes(codec, shapes)
+        return lengths[key]
+
     loads = {}
     for client in clients:
-        news = standing.news(client)
-        if news not in down:
-            shapes = {name: standing.shapes[name] for name in sorted(news)}
-            down[news] = wire.message_bytes(setting.downlink, shapes)
-        loads[client] = Load(up, down[news])
+        news = {name: standing.shapes[name] for name in sorted(standing.news(client))}
+        up = length(setting.up, setting.part(client, whole))
+        loads[client] = Load(up, length(setting.downlink, setting.part(client, news)))
     return loads
 
 
@@ -174,16 +200,18 @@ def run_round(
     broadcast = setting.rule.broadcast(server)
     standing = Standing(plan.round, wire.shapes_of(broadcast), server.changed, last_seen)
     sent = _broadcasts(setting, standing, broadcast)
-    expected = setting.update_shapes(plan.round, standing.shapes)
-    aggregator, partial = setting.rule.aggregator(), Partial()
+    whole = setting.update_shapes(plan.round, standing.shapes)
+    aggregator, partial = setting.rule.aggregator(server, setting.specs), Partial()
+    diagnosis = Diagnosis(server.tensors, setting.specs)
     accepted: list[ClientResult] = []
-    failures: list[ClientFailure] = []
+    failures = [ClientFailure(client, reason) for client, reason in plan.absent.items()]
     arrived: dict[int, int] = {}
-    limit = wire.message_bytes(setting.up, expected)
-    for outcome in _in_client_order(execute(plan, sent(frozenset(broadcast)))):
+    for outcome in _in_client_order(execute(plan, sent(frozenset(broadcast), standing.shapes))):
         if isinstance(outcome, ClientFailure):
             failures.append(outcome)
             continue
+        expected = setting.part(outcome.client, whole)
+        limit = wire.message_bytes(setting.up, expected)
         arrived[outcome.client] = min(len(outcome.message), limit)
         try:
             update = _received(setting, plan, outcome, expected)
@@ -191,37 +219,40 @@ def run_round(
             failures.append(ClientFailure(outcome.client, str(error)))
             continue
         partial = aggregator.add(partial, update, outcome.num_examples)
+        diagnosis.add(update, outcome.num_examples)
         accepted.append(outcome)
-    down = {client: sent(standing.news(client)) for client in plan.cohort}
+    parts = {client: setting.part(client, standing.shapes) for client in plan.cohort}
+    down = {client: sent(standing.news(client), shapes) for client, shapes in parts.items()}
     counted = setting.rule.communicates
     return RoundResult(
-        server=_next_state(setting.rule, server, aggregator.finish(partial)),
+        server=_next_state(setting, server, aggregator.finish(partial)),
         accepted=tuple(result.client for result in accepted),
         failures=tuple(failures),
         states={result.client: result.state for result in accepted if result.state},
         traffic=_traffic(arrived, down, accepted) if counted else Traffic(),
         loads={c: Load(arrived.get(c, 0), len(m)) if counted else Load() for c, m in down.items()},
-        metrics=_weighted_means(accepted),
+        metrics=_weighted_means(accepted) | diagnosis.metrics(),
     )
 
 
 def _broadcasts(
     setting: Setting, standing: Standing, broadcast: Params
-) -> Callable[[frozenset[str]], bytes]:
-    """The message of any part of the broadcast, by the names in it; each is made once.
+) -> Callable[[frozenset[str], wire.Shapes], bytes]:
+    """The message of some tensors of the broadcast in a client's shapes; each is made once.
 
     Draws are named by when a tensor last changed: whoever got it then holds the same values.
     """
-    made: dict[frozenset[str], bytes] = {}
+    made: dict[object, bytes] = {}
 
     def draws(name: str) -> torch.Generator:
         return generator(setting.seed, "codec", "server", standing.changed.get(name, 0), name)
 
-    def message(names: frozenset[str]) -> bytes:
-        if names not in made:
-            part = {name: tensor for name, tensor in broadcast.items() if name in names}
-            made[names] = wire.encode(setting.downlink, part, draws)
-        return made[names]
+    def message(names: frozenset[str], shapes: wire.Shapes) -> bytes:
+        wanted = {name: shape for name, shape in shapes.items() if name in names}
+        key = tuple(wanted.items())
+        if key not in made:
+            made[key] = wire.encode(setting.downlink, wire.cut(broadcast, wanted), draws)
+        return made[key]
 
     return message
 
@@ -262,16 +293,19 @@ def _in_client_order(groups: Iterable[tuple[int, Sequence[Outcome]]]) -> Iterato
             due += 1
 
 
-def _next_state(rule: Federation, server: ServerState, update: Params) -> ServerState:
+def _next_state(setting: Setting, server: ServerState, update: Params) -> ServerState:
+    done = server.round + 1
     if not update:
-        return replace(server, round=server.round + 1)
+        return replace(server, round=done)
+    rule = setting.rule
     stepped = rule.server_step(server, update)
+    dates = rule.changes(stepped.tensors, setting.specs, server.round)
     changed = {
-        name: server.round + 1
+        name: dates.get(name, done)
         for name, tensor in stepped.tensors.items()
         if name not in server.tensors or not torch.equal(tensor, server.tensors[name])
     }
-    return replace(stepped, round=server.round + 1, changed={**server.changed, **changed})
+    return replace(stepped, round=done, changed={**server.changed, **changed})
 
 
 def _traffic(

@@ -16,7 +16,6 @@ from fl_core.errors import ConfigError
 from fl_core.local import Training
 from fl_core.round import Load, RoundPlan, Setting, Standing, expected_loads, plan_round
 from fl_core.seeds import generator
-from fl_core.wire import Shapes
 from orchestrator.config import Budget, Communication, Link
 
 
@@ -142,14 +141,15 @@ class Forecast:
 
 
 def horizon(
-    setting: Setting, purse: Purse, shapes: Shapes, clients: Sequence[int], rounds: int
+    setting: Setting, purse: Purse, standing: Standing, clients: Sequence[int], rounds: int
 ) -> Forecast:
     """Goes through the rounds with lengths alone: the cohorts are those that the run will draw.
 
-    shapes: of the broadcast. Exact where every client answers and every tensor that is not frozen
-    changes in every round; where one stays as it was, the run sends less than is said here.
+    standing: before the first round. Exact where every client answers and every tensor that is
+    not frozen changes in every round; where one stays as it was, the run sends less than is said
+    here.
     """
-    standing, spent, first = Standing(0, shapes), Spent(), Load()
+    spent, first = Spent(), Load()
     while standing.round < rounds:
         plan = next_round(setting, purse, standing, spent, clients)
         if plan is None:
@@ -177,11 +177,11 @@ def one_run_answers(training: Training, communication: Communication, setting: S
 
 
 def refuse_no_round(
-    setting: Setting, purse: Purse, shapes: Shapes, clients: Sequence[int]
+    setting: Setting, purse: Purse, standing: Standing, clients: Sequence[int]
 ) -> ConfigError:
     """The error for a budget that admits no round at all: what one costs, and what would do."""
     plan = plan_round(setting, 0, clients)
-    loads = expected_loads(setting, Standing(0, shapes), plan.cohort)
+    loads = expected_loads(setting, standing, plan.cohort)
     total, one = _sum(loads.values()), next(iter(loads.values()))
     faults = []
     if purse.num_bytes is not None:
@@ -214,13 +214,12 @@ def falls_over_run(training: Training) -> bool:
 def _after(setting: Setting, standing: Standing, plan: RoundPlan) -> Standing:
     """Where lengths stand after a round in which every client answered."""
     done = standing.round + 1
-    scopes = setting.rule.scopes(setting.specs, standing.round)
-    changed = {name: done for name in standing.shapes if scopes.get(name) != "frozen"}
+    changed = setting.rule.changes(standing.shapes, setting.specs, standing.round)
     return replace(
         standing,
         round=done,
         changed={**standing.changed, **changed},
-        last_seen={**standing.last_seen, **dict.fromkeys(plan.cohort, standing.round)},
+        last_seen={**standing.last_seen, **dict.fromkeys(plan.answering, standing.round)},
     )
 
 

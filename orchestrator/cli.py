@@ -132,6 +132,7 @@ def doctor(address: str | None) -> None:
 main.add_command(compare)
 main.add_command(data)
 main.add_command(export)
+main.add_command(new)
 main.add_command(plan)
 main.add_command(report)
 main.add_command(runs)

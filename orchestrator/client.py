@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,8 +21,16 @@ from fl_core.federation import LocalOnly
 from fl_core.federation.base import LocalResult, as_personal, personal_part
 from fl_core.local import Moment, Problem, Work, blank_lanes, plan_work, stack, train_group
 from fl_core.predict import Scores, score, score_group
-from fl_core.seeds import derive
-from fl_core.types import ClientFailure, ClientResult, Outcome, Params
+from fl_core.seeds import derive, generator
+from fl_core.types import (
+    ClientFailure,
+    ClientResult,
+    Outcome,
+    Params,
+    Scope,
+    ServerState,
+    TensorSpec,
+)
 from orchestrator.encoding import encode, with_fresh_views
 from orchestrator.jobs import (
     Block,
@@ -48,6 +56,16 @@ CLIENT_ERRORS = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryE
 """What the work of one client may raise; it costs that client its round, not the run."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adapting(LocalOnly):
+    """Training of a newcomer alone; ``resting``: what is in the shared model but not trained."""
+
+    resting: tuple[str, ...] = ()
+
+    def scopes(self, specs: Mapping[str, TensorSpec], round: int) -> dict[str, Scope]:
+        return super().scopes(specs, round) | dict.fromkeys(self.resting, "frozen")
+
+
 class ClientActor:
     """Trains and scores groups of clients; owns one slice of a machine."""
 
@@ -68,9 +86,12 @@ class ClientActor:
                 self.problem, views=stored_inputs(setup, setup.views, self.device)
             )
             self._problems = {(HOME, None): self.problem}
+            self._let_in_attackers(setup)
             specs = setup.learner.tensors(self.problem.initial)
+            self.specs = specs
             self.fresh_state = setup.rule.init_client(self.problem.initial, specs)
-            server = setup.rule.init_server(self.problem.initial, specs, len(setup.offsets) - 1)
+            num_clients = int(np.count_nonzero(np.diff(setup.offsets)))  # that can train
+            server = setup.rule.init_server(self.problem.initial, specs, num_clients)
             self.broadcast_shapes = {
                 n: tuple(t.shape) for n, t in setup.rule.broadcast(server).items()
             }
@@ -120,10 +141,13 @@ class ClientActor:
                 continue
             measured = ClientResult(client, b"", len(shards[lane]), metrics=metrics[lane])
             update = {name: tensor[lane] for name, tensor in result.update.items()}
+            if client in self.attackers:
+                update = setup.attack.update(update, generator(setup.seed, "attack", round, client))
+            part = setup.rule.part_of(client, wire.shapes_of(update), self.specs)
             draws = wire.named_draws(setup.seed, round, client)
             try:
                 message, residuals[lane] = wire.encode_with_feedback(
-                    setup.up, update, residuals[lane], draws
+                    setup.up, update, residuals[lane], draws, part
                 )
                 outcomes.append(replace(measured, message=message))
             except FedarenaError as error:
@@ -200,21 +224,37 @@ class ClientActor:
 
     def _own_model(self, call: GroupCall, lane: int, broadcast: Params) -> Params:
         own, _ = wire.split_residual(self._state(call, lane))
-        model = self._configured().rule.personal_model(broadcast, own)
+        model = self._configured().rule.personal_model(broadcast, own, self.specs)
         return broadcast if model is None else model
 
     def _adapted(self, part: OwnPart, broadcast: Params, num_steps: int) -> Params:
         """The shared model after ``num_steps`` steps on the rows of each client, [G, ...]."""
         setup = self._configured()
-        rule = LocalOnly(rounds=1)
         training = replace(setup.training, local_steps=num_steps)
-        start = {n: broadcast.get(n, t) for n, t in self.problem.initial.items()}
+        shared = setup.rule.shared_model(ServerState(broadcast)) or broadcast
+        start = {n: shared.get(n, t) for n, t in self.problem.initial.items()}
+        scopes = setup.rule.scopes(self.specs, 0)
+        resting = {n: t for n, t in shared.items() if n not in start and n in scopes}
+        rule = Adapting(rounds=1, resting=tuple(resting))
         moment = Moment(0, 1, derive(setup.seed, "adapt"))
         shards = [torch.from_numpy(np.array(rows)) for rows in part.adapt_on]
         work = plan_work(training, moment, part.call.clients, shards)
         states = stack([as_personal(start) for _ in shards])
-        result = train_group(self.problem, rule, training, {}, states, work, moment)
-        return personal_part(result.state)
+        result = train_group(self.problem, rule, training, resting, states, work, moment)
+        fixed = {
+            name: tensor.expand(len(shards), *tensor.shape) for name, tensor in resting.items()
+        }
+        return fixed | personal_part(result.state)
+
+    def _let_in_attackers(self, setup: Setup) -> None:
+        """Who attacks, and what they train on; no row of theirs is anyone else's, or scored."""
+        clients = np.flatnonzero(np.diff(setup.offsets)).tolist()
+        self.attackers = setup.attack.attackers(setup.seed, clients)
+        labels = self.problem.labels.clone() if self.attackers else self.problem.labels
+        for client in self.attackers:
+            held = self._tensor(setup.rows[setup.offsets[client] : setup.offsets[client + 1]])
+            labels[held] = setup.attack.labels(labels[held], len(setup.home.task.classes))
+        self.problem = replace(self.problem, labels=labels)
 
     # -- what is held ------------------------------------------------------------------------
 

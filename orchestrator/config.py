@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from fl_core.attacks import AnyAttack, NoAttack
 from fl_core.backbones.clip import OpenClip
+from fl_core.backbones.union import AnyBackbone
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.federation import AnyFederation, FedAvg
 from fl_core.learners import AnyLearner, CoOp
 from fl_core.local import Training
+from fl_core.participation import Participation
 from fl_core.wire import FP32, Codec, WholeCodec, for_broadcast
 from scenarios.augment import Augmentation
 from scenarios.scenario import Scenario
@@ -158,7 +161,8 @@ class Resources:
     cluster; None starts a local one. clients_per_actor: how many clients share one actor: 1 is one
     actor per client, ``auto`` as many actors as the cluster has slices. slice: what one
     actor owns; ``auto`` goes by what the work needs. group_size: clients that are trained as one
-    batch; ``auto`` takes a quarter of the cohort, at most 16. threads: CPU threads of each actor.
+    batch; ``auto`` takes a quarter of the cohort, at most 16, and fewer where the
+    texts of a few fill a CPU. threads: CPU threads of each actor.
     retries: how often a client that failed is tried again before it is dropped. timeout_s: seconds
     after which a silent actor is replaced.
     """
@@ -195,7 +199,8 @@ class ExperimentConfig:
     """One experiment: who has which data, what is trained, how rounds go, at which price.
 
     name: of the run's folder and of its MLflow run; made up from the parts where it is None.
-    augmentation: what a training step sees of an image.
+    augmentation: what a training step sees of an image. participation: clients that come, go and
+    are late. attack: clients that work against the others.
     seed: of training (cohorts, batches, initial values); the data have ``scenario.seed``.
     folder: where run folders are made. store: where what is computed once is kept.
     """
@@ -203,12 +208,14 @@ class ExperimentConfig:
     __pydantic_config__: ClassVar = FORBID
     name: str | None = None
     seed: int = 0
-    backbone: OpenClip = field(default_factory=OpenClip)
+    backbone: AnyBackbone = field(default_factory=OpenClip)
     scenario: Scenario = field(default_factory=Scenario)
     learner: AnyLearner = field(default_factory=CoOp)
     federation: AnyFederation = field(default_factory=FedAvg)
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    participation: Participation = field(default_factory=Participation)
+    attack: AnyAttack = field(default_factory=NoAttack)
     communication: Communication = field(default_factory=Communication)
     evaluation: Evaluation = field(default_factory=Evaluation)
     resources: Resources = field(default_factory=Resources)

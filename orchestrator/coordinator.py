@@ -57,7 +57,7 @@ class Coordinator:
         while (plan := self.coming) is not None:
             began = time.perf_counter()
             result = run_round(self.setting, server, plan, self.ledger.last_seen, self._execute)
-            if not result.accepted:
+            if plan.groups and not result.accepted:
                 raise FedarenaError(_nobody_left(plan, result))
             server = result.server
             yield self._commit(result, {"time/round_s": time.perf_counter() - began})

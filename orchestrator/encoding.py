@@ -1,4 +1,4 @@
-"""Images to features, in a client actor: for the store, or anew in every round."""
+"""Images and texts to stored inputs, in a client actor: for the store, or anew in every round."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from fl_core.backbones.clip import load_clip
+from fl_core.backbones.union import load_backbone
 from fl_core.local import Problem
 from orchestrator.jobs import EncodeJob, EncodeReply, Setup
 from scenarios.augment import Augmentation, view
 from scenarios.data.dataset import Dataset
-from scenarios.encode import Encoder, Transform, chunk_rows, encode_chunk
+from scenarios.encode import (
+    Encoder,
+    TextEncoder,
+    Transform,
+    chunk_rows,
+    encode_chunk,
+    encode_texts,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,8 +35,14 @@ FRESH_BATCH = 64
 
 
 def encode(job: EncodeJob, device: torch.device) -> list[EncodeReply]:
-    """Features of chunks of images, [rows, ...], or of their views, [rows, V, ...]."""
+    """Inputs of chunks of images or texts, [rows, ...], or of images' views, [rows, V, ...]."""
     torch.set_num_threads(job.threads)
+    if job.dataset.modality == "text":
+        reader = _text_reader(job.backbone, str(device), job.kind)
+        return [
+            EncodeReply(index, encode_texts(job.dataset, rows, reader))
+            for index, rows in job.chunks
+        ]
     tower = _image_tower(job.backbone, str(device), job.kind)
     return [
         EncodeReply(index, _chunk(job.dataset, rows, tower, job.batch_size, job.augmentation))
@@ -99,3 +113,8 @@ def _image_tower(backbone: Path, device: str, kind: str) -> Tower:
     clip = load_clip(backbone, device)
     size = clip.info["preprocess"]["size"]
     return clip.encoder(kind), clip.transform(), size if isinstance(size, int) else max(size)
+
+
+@lru_cache(maxsize=2)
+def _text_reader(backbone: Path, device: str, kind: str) -> TextEncoder:
+    return load_backbone(backbone, device).encoder(kind)  # type: ignore[return-value]

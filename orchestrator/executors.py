@@ -24,6 +24,10 @@ MAX_REPLACEMENTS = 3
 """How often the actor of one task is replaced before the run gives up."""
 
 
+class SliceLostError(ResourceError):
+    """A slice whose node is gone found no other one; a run can go on with fewer slices."""
+
+
 @dataclass(frozen=True)
 class Call:
     """A job for one slot. ``make(cold)`` builds it; cold says that the actor holds no state."""
@@ -152,8 +156,16 @@ class RayExecutor:
         )
         self._ray.kill(self._actors[slot])
         self._actors[slot] = self._start(slot)
-        if self._setup is not None:
-            self._ray.get(self._actors[slot].configure.remote(self._setup), timeout=self.timeout_s)
+        if self._setup is None:
+            return
+        ready = self._actors[slot].configure.remote(self._setup)
+        try:
+            self._ray.get(ready, timeout=self.timeout_s)
+        except self._ray.exceptions.GetTimeoutError as late:
+            raise SliceLostError(
+                f"slot {slot} lost its actor, and no other could start within {self.timeout_s:g} s "
+                f"(resources.timeout_s): no node has room for a slice of {self.slices.bundle}."
+            ) from late
 
     def _start(self, slot: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

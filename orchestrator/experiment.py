@@ -11,9 +11,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fl_core.backbones.clip import Clip, load_clip, prepare_clip
+from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
+from fl_core.backbones.union import Backbone, load_backbone, modality, prepare_backbone
 from fl_core.errors import ConfigError
-from fl_core.learners import Learner, ZeroShot
+from fl_core.learners import Learner, LoRA, ZeroShot
 from fl_core.types import Task
 from fl_core.wire import FP32
 from orchestrator.config import ExperimentConfig
@@ -22,7 +23,12 @@ from orchestrator.executors import Call, Executor
 from orchestrator.jobs import EncodeJob, EncodeReply, Setup, TargetData
 from orchestrator.loading import config_hash
 from scenarios.augment import Augmentation
-from scenarios.data.catalogue import PACKAGED_BACKBONES, check_overlap, load_dataset
+from scenarios.data.catalogue import (
+    PACKAGED_BACKBONES,
+    PACKAGED_LANGUAGE_MODELS,
+    check_overlap,
+    load_dataset,
+)
 from scenarios.data.dataset import Dataset
 from scenarios.encode import chunk_rows
 from scenarios.features import FeatureKey, FeatureStore
@@ -31,22 +37,38 @@ from scenarios.scenario import build_population, build_targets
 from scenarios.targets import Target, refuse_overlap
 
 ENCODE_BATCH = 64
-"""Images per pass through the image tower; part of the features' key."""
+"""Items per pass through the backbone; part of the features' key."""
 
+Output = Literal["global", "patches", "tokens", "token_ids", "states"]
 
-OUTPUTS: dict[str, Literal["global", "patches", "tokens"]] = {
+OUTPUTS: dict[str, Output] = {
     "features": "global",
     "patches": "patches",
     "tokens": "tokens",
+    "token_ids": "token_ids",
 }
-"""What the image tower has to put out for each kind of input that a learner may ask for."""
+"""What the backbone has to put out for each kind of input that a learner may ask for."""
 
 
 REFERENCES: Mapping[str, Learner] = {
     "zero_shot": ZeroShot(),
     "zero_shot_ensemble": ZeroShot(ensemble=True),
 }
-"""Untrained learners that every run is compared with."""
+"""Untrained learners that every run on images is compared with."""
+
+
+def references(config: ExperimentConfig) -> Mapping[str, Learner]:
+    """Untrained learners to compare a run with.
+
+    A language model without adapters tells classes by their names, or, with a head that would have
+    to be trained first, not at all; the majority class is always there.
+    """
+    if not config.evaluation.references:
+        return {}
+    if modality(config.backbone) == "image":
+        return REFERENCES
+    learner = config.learner
+    return {"zero_shot": learner} if isinstance(learner, LoRA) and learner.transfers else {}
 
 
 @dataclass(frozen=True)
@@ -61,7 +83,7 @@ class Experiment:
     datasets: Mapping[str, Dataset]
     population: Population
     targets: Sequence[Target]
-    backbone: Clip
+    backbone: Backbone
     features: Mapping[str, Mapping[str, FeatureKey]]
     views: Mapping[str, FeatureKey] = field(default_factory=dict)
 
@@ -71,7 +93,7 @@ class Experiment:
 
     @property
     def references(self) -> Mapping[str, Learner]:
-        return REFERENCES if self.config.evaluation.references else {}
+        return references(self.config)
 
     @property
     def all_features(self) -> list[FeatureKey]:
@@ -107,6 +129,7 @@ class Experiment:
             dataset=self.datasets[config.scenario.dataset] if self._is_fresh else None,
             offsets=train.offsets,
             rows=train.rows,
+            attack=config.attack,
         )
 
     def _data(self, target: Target) -> TargetData:
@@ -125,11 +148,14 @@ def prepare_experiment(config: ExperimentConfig) -> Experiment:
         return datasets[spec]
 
     dataset = load(scenario.dataset)
+    dataset.require(modality(config.backbone))
     population = build_population(scenario, dataset)
     targets = build_targets(scenario, dataset, population, load)
     refuse_overlap(dataset, population, [(t, datasets[t.dataset]) for t in targets[1:]])
-    folder = prepare_clip(config.backbone, config.store / "backbones", PACKAGED_BACKBONES)
-    backbone = load_clip(folder)
+    folder = prepare_backbone(
+        config.backbone, config.store / "backbones", PACKAGED_BACKBONES, PACKAGED_LANGUAGE_MODELS
+    )
+    backbone = load_backbone(folder)
     _check_inputs(config, backbone)
     features = {
         spec: {kind: feature_key(config, data, backbone, kind) for kind in _kinds(config)}
@@ -143,8 +169,8 @@ def prepare_experiment(config: ExperimentConfig) -> Experiment:
     return Experiment(config, datasets, population, targets, backbone, features, views)
 
 
-def _check_inputs(config: ExperimentConfig, backbone: Clip) -> None:
-    """Refuse, before anything is computed, a learner whose inputs the image tower has not."""
+def _check_inputs(config: ExperimentConfig, backbone: Backbone) -> None:
+    """Refuse, before anything is computed, a learner whose inputs the backbone has not."""
     learner, model = config.learner, config.backbone.model
     for kind in learner.inputs:
         try:
@@ -158,20 +184,20 @@ def _check_inputs(config: ExperimentConfig, backbone: Clip) -> None:
 
 def _kinds(config: ExperimentConfig) -> list[str]:
     """The kinds of inputs that the learner and the references read."""
-    learners = [config.learner, *(REFERENCES.values() if config.evaluation.references else ())]
+    learners = [config.learner, *references(config).values()]
     return sorted({kind for learner in learners for kind in learner.inputs})
 
 
 def feature_key(
-    config: ExperimentConfig, dataset: Dataset, backbone: Clip, kind: str
+    config: ExperimentConfig, dataset: Dataset, backbone: Backbone, kind: str
 ) -> FeatureKey:
     """The address of a data set's features in the store."""
     return FeatureKey(
         weights=backbone.weights_hash,
         data=dataset.content_fingerprint,
-        transform=str(sorted(backbone.info["preprocess"].items())),
-        output=OUTPUTS[kind],
-        dtype="float32",
+        transform=backbone.reading(kind),
+        output="states" if kind.startswith(BELOW_TOP) else OUTPUTS[kind],
+        dtype="int32" if kind == TOKEN_IDS else "float32",
         device="cuda" if config.resources.slice.gpus else "cpu",
         torch_version=torch.__version__,
         batch_size=ENCODE_BATCH,

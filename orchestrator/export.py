@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fl_core.backbones.clip import Clip, find_origin, load_clip, prepare_clip
+from fl_core.backbones.clip import Clip, OpenClip, find_origin, load_clip, prepare_clip
 from fl_core.errors import StateError
 from fl_core.learners import Learner
 from fl_core.seeds import generator
@@ -87,6 +87,11 @@ def export_classifier(run: Path, target: Path) -> list[Path]:
     where the method has no shared model, or where its scores are not linear in the features.
     """
     config = load_config(run / "config.yaml")
+    if not isinstance(config.backbone, OpenClip):
+        raise StateError(
+            f"{run.name}: a classifier for open_clip is of images, and this run is on "
+            f"{config.backbone.model}. Export its adapters with --as peft."
+        )
     population = Population.load(run / "population.parquet")
     dataset = load_dataset(config.scenario.dataset, config.store / "hashes")
     home = home_target(population, dataset, config.scenario.dataset)
@@ -116,7 +121,7 @@ def _class_weights(config: ExperimentConfig, result: Result, backbone: Clip, tas
     learner: Learner = config.learner
     if tuple(learner.inputs) != ("features",):
         raise StateError(_not_linear(result.name, learner.name))
-    params = _shared_model(config, result)
+    params = shared_model(config, result)
     frozen = learner.prepare(backbone, task)
     size = backbone.embed_dim
     drawn = torch.randn(64, size, generator=generator(0, "linearity"))
@@ -130,7 +135,7 @@ def _class_weights(config: ExperimentConfig, result: Result, backbone: Clip, tas
     return (weights / backbone.scale).contiguous()
 
 
-def _shared_model(config: ExperimentConfig, result: Result) -> Params:
+def shared_model(config: ExperimentConfig, result: Result) -> Params:
     """The shared parameters, empty for a learner that trains nothing."""
     state = RunStore(result.folder).server_state(result.last)
     if state is None:

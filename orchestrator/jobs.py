@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core import wire
+from fl_core.attacks import AnyAttack, NoAttack
 from fl_core.federation import Federation
 from fl_core.learners import Learner
 from fl_core.local import Training
@@ -49,7 +50,7 @@ class Setup:
     compare with. views: where stored views of the training images lie, by kind of input; dataset:
     the images, where new views are made in every round. The clients' training rows (client k holds
     ``rows[offsets[k]:offsets[k + 1]]``), like all arrays here, are shared read-only by all actors
-    of a node.
+    of a node. attack: what those clients do that work against the others.
     """
 
     key: str
@@ -71,6 +72,7 @@ class Setup:
     dataset: Dataset | None
     offsets: Rows
     rows: Rows
+    attack: AnyAttack = field(default_factory=NoAttack)
 
     @property
     def home(self) -> TargetData:
@@ -150,8 +152,9 @@ class ScoreSharedJob:
 
 @dataclass(frozen=True)
 class OwnPart:
-    """A group of clients, the rows that each scores, and the classes [G, C] it chooses from.
+    """A group of clients, the rows that each scores, and the classes it chooses from.
 
+    candidates: as ``Target.own_candidates`` gives them.
     adapt_on: the rows that each client's model is trained on before, where the job says so.
     """
 
@@ -186,7 +189,7 @@ class ScoreReply:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """Compute one kind of features of some chunks of images; needs no ``configure`` before.
+    """Compute one kind of stored input of some chunks of items; needs no ``configure`` before.
 
     augmentation: with stored views the features are [rows, V, ...], else [rows, ...].
     """
@@ -203,10 +206,10 @@ class EncodeJob:
 
 @dataclass(frozen=True)
 class EncodeReply:
-    """Features of one chunk, [rows, ...]."""
+    """Stored inputs of one chunk, [rows, ...]: features float32, token ids int32."""
 
     index: int
-    features: npt.NDArray[np.float32]
+    features: npt.NDArray[Any]
 
 
 Job = TrainJob | ScoreSharedJob | ScorePersonalJob | EncodeJob

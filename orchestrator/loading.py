@@ -23,8 +23,12 @@ from typing import Any
 
 import yaml
 
+from fl_core.attacks import NoAttack
+from fl_core.backbones.language import LanguageModel
+from fl_core.backbones.union import gives, modality
 from fl_core.errors import ConfigError
 from fl_core.local import check_pair
+from fl_core.participation import Participation
 from orchestrator.config import AutoSlice, ExperimentConfig
 from orchestrator.methods import write_out
 from orchestrator.reading import ROOT, Reader
@@ -47,6 +51,9 @@ SETTINGS_OF_NO_RESULT = re.compile(r"(name|folder|store|tracking|resources)(\.|$
 RESOURCES_OF_A_RESULT = ("resources.group_size", "resources.threads")
 MAX_GROUP_SIZE = 16
 """Beyond it a larger batch of clients gained nothing on the machines measured."""
+TOKENS_THAT_PAY = 1024
+"""Of a language model on a CPU, over all clients of a group: a step with more took no less time per
+client (benchmarks/lora_step.py)."""
 
 
 def load_config(
@@ -161,6 +168,14 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
     except ConfigError as error:
         for fault in error.faults:
             yield ("learner", "federation", "training"), fault
+    yield from _backbone_faults(config)
+    ordinary = (config.attack, config.participation) == (NoAttack(), Participation())
+    if federation.pooled and not ordinary:
+        yield (
+            ("federation", "attack", "participation"),
+            f"federation = {federation.name} has all data in one place, so there are no clients "
+            "that attack, come or go: leave attack and participation out.",
+        )
     if federation.clients_per_round is not None:
         cohort, held = federation.clients_per_round, config.scenario.num_clients
         if held is not None and cohort > held:
@@ -185,6 +200,26 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
         yield ("tracking.experiment",), "tracking.experiment is not allowed to be empty."
 
 
+def _backbone_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str]]:
+    learner, backbone = config.learner, config.backbone
+    missing = [kind for kind in learner.inputs if not gives(backbone, kind)]
+    if missing:
+        reads = modality(backbone)
+        fitting = "transformers" if reads == "image" else "open_clip"
+        yield (
+            ("learner", "backbone"),
+            f"learner = {learner.name} reads {', '.join(missing)}, which backbone = "
+            f"{backbone.name}, a model of {reads}s, does not give: set backbone={fitting}, or "
+            f"another learner.",
+        )
+    if config.augmentation.views and modality(backbone) == "text":
+        yield (
+            ("augmentation", "backbone"),
+            f"augmentation.views = {config.augmentation.views} is for images: set "
+            "augmentation.views=0.",
+        )
+
+
 def _group_size(config: ExperimentConfig) -> int:
     """Clients trained as one batch: as asked, or a quarter of the cohort."""
     resources, federation = config.resources, config.federation
@@ -192,10 +227,14 @@ def _group_size(config: ExperimentConfig) -> int:
         return resources.group_size
     if federation.pooled or resources.clients_per_actor == 1:
         return 1
+    most, backbone = MAX_GROUP_SIZE, config.backbone
+    if isinstance(backbone, LanguageModel) and not resources.slice.gpus:
+        tokens = config.training.batch_size * backbone.max_length
+        most = min(most, max(1, TOKENS_THAT_PAY // tokens))
     cohort = federation.clients_per_round or config.scenario.num_clients
     if cohort is None:  # only the data know how many clients there are
-        return MAX_GROUP_SIZE
-    return min(MAX_GROUP_SIZE, max(1, math.ceil(cohort / 4)))
+        return most
+    return min(most, max(1, math.ceil(cohort / 4)))
 
 
 def _result_settings(config: ExperimentConfig) -> dict[str, Any]:

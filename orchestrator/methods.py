@@ -18,7 +18,7 @@ Note = Callable[[str, str], Any]
 
 @dataclass(frozen=True)
 class Method:
-    """learner, federation: names, or settings with a name. training: settings.
+    """learner, federation, backbone: names, or settings with a name. training: settings.
 
     line: the paper.
     """
@@ -27,10 +27,16 @@ class Method:
     learner: str | Mapping[str, Any]
     federation: str | Mapping[str, Any] = "fedavg"
     training: Mapping[str, Any] | None = None
+    backbone: str | None = None
 
 
 def _sgd(lr: float, **training: Any) -> dict[str, Any]:
     return {"optimizer": {"name": "sgd", "lr": lr}, **training}
+
+
+def _on_texts(line: str, federation: str = "fedavg") -> Method:
+    """LoRA on a language model, with AdamW."""
+    return Method(line, "lora", federation, {"optimizer": {"name": "adamw"}}, "transformers")
 
 
 METHODS: Mapping[str, Method] = {
@@ -45,13 +51,21 @@ METHODS: Mapping[str, Method] = {
     ),
     "vpt": Method("VPT (Jia et al., 2022, arXiv:2203.12119)", "vpt"),
     "promptsrc": Method(
-        "PromptSRC (Khattak et al., 2023, arXiv:2307.06948)", "promptsrc", training=_sgd(0.0025)
+        "PromptSRC (Khattak et al., 2023, arXiv:2307.06948)",
+        "promptsrc",
+        "round_average",
+        _sgd(0.0025),
     ),
     "fedtpg": Method(
         "FedTPG (Qiu et al., 2024, arXiv:2310.06123)",
         "fedtpg",
         {"name": "fedavg", "rounds": 500},
         _sgd(0.003),
+    ),
+    "clip_lora": Method(
+        "CLIP-LoRA (Zanella and Ben Ayed, 2024, arXiv:2405.18541)",
+        "lora_clip",
+        training={"optimizer": {"name": "adamw", "lr": 2e-4, "weight_decay": 0.01}},
     ),
     "clip_adapter": Method("CLIP-Adapter (Gao et al., 2021, arXiv:2110.04544)", "clip_adapter"),
     "fedclip": Method(
@@ -67,6 +81,21 @@ METHODS: Mapping[str, Method] = {
         _sgd(0.001, local_epochs=2),
     ),
     "promptfolio": Method("PromptFolio (Pan et al., 2024, arXiv:2409.19610)", "promptfolio"),
+    "pfedmoap": Method("pFedMoAP (Luo et al., 2025, arXiv:2410.10114)", "pfedmoap", "exchange"),
+    "dpfpl": Method("DP-FPL (Tran et al., 2025, arXiv:2501.13904)", "dpfpl"),
+    "bpl": Method("BPL (Derakhshani et al., 2023, arXiv:2210.02390)", "bpl"),
+    "fedit": _on_texts("FedIT (Zhang et al., 2023, arXiv:2305.05644)"),
+    "ffa_lora": _on_texts("FFA-LoRA (Sun et al., 2024, arXiv:2403.12313)", "ffa_lora"),
+    "fedsa_lora": _on_texts("FedSA-LoRA (Guo et al., 2024, arXiv:2410.01463)", "fedsa_lora"),
+    "rolora": _on_texts("RoLoRA (Chen et al., 2025, arXiv:2502.01755)", "rolora"),
+    "fedex_lora": _on_texts("FedEx-LoRA (Singhal et al., 2024, arXiv:2410.09432)", "fedex_lora"),
+    "flora": _on_texts("FLoRA (Wang et al., 2024, arXiv:2409.05976)", "flora"),
+    "flexlora": _on_texts("FlexLoRA (Bai et al., 2024, arXiv:2402.11505)", "flexlora"),
+    "hetlora": _on_texts("HetLoRA (Cho et al., 2024, arXiv:2401.06432)", "hetlora"),
+    "feddpa_f": _on_texts("FedDPA-F (Yang et al., 2024, arXiv:2403.19211)", "feddpa_f"),
+    "feddpa_t": _on_texts("FedDPA-T (Yang et al., 2024, arXiv:2403.19211)", "feddpa_t"),
+    "perada": _on_texts("PerAda (Xie et al., 2023, arXiv:2302.06637), without KD", "perada"),
+    "fedlora": _on_texts("FedLoRA, tuned after FedAvg (as in arXiv:2505.01075)", "finetune"),
     "fedoa": Method("FedOA (Yang et al., 2025, arXiv:2505.01075), on prompts", "coop", "fedoa"),
 }
 
@@ -75,7 +104,11 @@ def settings_of(name: str) -> dict[str, Any]:
     """What a name stands for, as sections of a config with a ``name`` each."""
     method = METHODS[name]
     found = {"learner": _named(method.learner), "federation": _named(method.federation)}
-    return {**found, "training": dict(method.training)} if method.training else found
+    if method.training:
+        found["training"] = dict(method.training)
+    if method.backbone:
+        found["backbone"] = _named(method.backbone)
+    return found
 
 
 def listed() -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fl_core.round import Setting
+from fl_core.round import Setting, Standing
 from fl_core.seeds import generator
 from fl_core.types import Params, ServerState
 from fl_core.wire import shapes_of
@@ -46,10 +46,14 @@ class Outline:
         """The rounds that are asked for; the budget may admit fewer."""
         return self.setting.rule.rounds if self.initial else 0
 
+    @property
+    def standing(self) -> Standing:
+        shapes = shapes_of(self.setting.rule.broadcast(self.server))
+        return Standing(0, shapes, self.server.changed)
+
     @cached_property
     def forecast(self) -> Forecast:
-        shapes = shapes_of(self.setting.rule.broadcast(self.server))
-        return horizon(self.setting, self.purse, shapes, self.clients, self.max_rounds)
+        return horizon(self.setting, self.purse, self.standing, self.clients, self.max_rounds)
 
     @property
     def expected_rounds(self) -> int:
@@ -73,6 +77,7 @@ def outline(experiment: Experiment) -> Outline:
         config.resources.group_size,
         down=setup.down,
         max_update_norm=terms.max_update_norm if setup.rule.communicates else None,
+        participation=config.participation,
     )
     purse = Purse(terms.budget, draw_links(terms.links, setup.seed, clients))
     server = setup.rule.init_server(initial, specs, len(clients))
@@ -80,7 +85,7 @@ def outline(experiment: Experiment) -> Outline:
     if not (purse.is_limited and whole.max_rounds):
         return whole
     if not whole.forecast.rounds:
-        raise refuse_no_round(setting, purse, shapes_of(setup.rule.broadcast(server)), clients)
+        raise refuse_no_round(setting, purse, whole.standing, clients)
     rounds = rounds_to_schedule(config.training, whole.max_rounds, whole.forecast)
     rule = replace(config.federation, rounds=rounds)
     return replace(whole, setting=replace(setting, rule=rule))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from fl_core.backbones.clip import load_clip
+from fl_core.backbones.token_rows import trimmed
+from fl_core.backbones.union import load_backbone
 from fl_core.learners import Learner
 from fl_core.local import Problem
 from fl_core.seeds import generator
@@ -19,26 +20,27 @@ from scenarios.features import FeatureKey, FeatureStore
 def build_problem(setup: Setup, device: torch.device, target: str, learner: Learner) -> Problem:
     """A target's stored features and labels, and a learner's frozen part for its classes."""
     data = setup.targets[target]
-    backbone = load_clip(setup.backbone, str(device))
+    backbone = load_backbone(setup.backbone, str(device))
     frozen = learner.prepare(backbone, data.task)
     inputs = stored_inputs(setup, {k: data.features[k] for k in learner.inputs}, device)
     # A row without a label is never asked for, but the first row fills up idle lanes.
     labels = torch.from_numpy(np.maximum(data.labels, 0)).to(device)
     initial = learner.init(frozen, generator(setup.seed, "init"))
-    return Problem(learner, frozen, initial, inputs, labels, backbone.text.groupable)
+    return Problem(learner, frozen, initial, inputs, labels, backbone.groupable)
 
 
 def stored_inputs(
     setup: Setup, keys: Mapping[str, FeatureKey], device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Kinds of inputs from the feature store; on the CPU they share its pages."""
-    store, inputs = FeatureStore(setup.store), {}
+    store = FeatureStore(setup.store)
+    inputs: dict[str, torch.Tensor] = {}
     for kind, key in keys.items():
         values = store.open(key)
         if values is None:
             raise RuntimeError(f"the feature store {setup.store} has lost {key.digest}")
-        inputs[kind] = as_tensor(values).to(device)
-    return inputs
+        inputs[kind] = as_tensor(values)
+    return {kind: values.to(device) for kind, values in trimmed(inputs).items()}
 
 
 def as_tensor(values: np.ndarray) -> torch.Tensor:

@@ -9,8 +9,10 @@ from typing import Any
 from cluster.connect import connect
 from cluster.reserve import Slices, release, reserve
 from cluster.slices import slice_bundle
+from fl_core.errors import ResourceError
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Event
+from orchestrator.executors import SliceLostError
 from orchestrator.host import CoordinatorHost, num_slots
 
 logger = logging.getLogger(__name__)
@@ -41,16 +43,26 @@ class Session:
         if config.resources.executor == "inline":
             yield from self._inline.run(config)
             return
+        errors = self._ray.exceptions
         slices = self._reserve(config)
         for attempt in range(MAX_RESTARTS + 1):
             try:
                 yield from self._watch(config, slices)
                 return
-            except self._ray.exceptions.RayActorError as error:
-                self._host = None
+            except (errors.RayActorError, errors.ObjectLostError) as error:
+                self._end_host()
+                if attempt == MAX_RESTARTS:
+                    raise ResourceError(
+                        f"the coordinator died {attempt + 1} times in one run: {error} Its "
+                        "committed rounds are kept; go on with `fedarena resume`."
+                    ) from error
+                logger.warning("the coordinator died (%s); a new one takes over", error)
+            except SliceLostError as error:
+                self.close()
                 if attempt == MAX_RESTARTS:
                     raise
-                logger.warning("the coordinator died (%s); a new one takes over", error)
+                slices = self._reserve(config)  # results do not depend on how many there are
+                logger.warning("%s The run goes on with %d slices.", error, slices.num)
 
     def coordinator_pid(self) -> int | None:
         """Process id of the coordinator's actor; None where there is none."""
@@ -59,12 +71,16 @@ class Session:
     def close(self) -> None:
         """Let the actors and their slices go. A local cluster ends with this process."""
         self._inline.close()
-        if self._host is not None:
-            self._ray.kill(self._host)
-            self._host = None
+        self._end_host()
         if self._slices is not None:
             release(self._slices)
             self._slices = None
+
+    def _end_host(self) -> None:
+        """End the coordinator's actor; one that only fell silent lets go of the run, too."""
+        if self._host is not None:
+            self._ray.kill(self._host)
+            self._host = None
 
     def _reserve(self, config: ExperimentConfig) -> Slices:
         """The slices of the last experiment where they fit, else new ones."""

@@ -21,12 +21,13 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.slices import equal_shares
+from fl_core.backbones.language import Language
 from fl_core.errors import ResourceError
 from fl_core.types import Params
 from orchestrator.config import ExperimentConfig, Slice
 from orchestrator.experiment import ENCODE_BATCH, Experiment, prepare_experiment
 from orchestrator.plan import outline
-from orchestrator.sweep.forecast import FLOATS_PER_TOKEN, TOKENS_PER_CLASS
+from orchestrator.sweep.forecast import FLOATS_PER_TOKEN, TOKENS_PER_CLASS, language_floats
 from orchestrator.sweep.plan import nodes_of
 
 CONTEXT_BYTES = 0.6e9
@@ -65,12 +66,15 @@ def gpu_bytes(experiment: Experiment, initial: Params) -> float:
 
     ResourceError for a backbone or a learner that the formula does not cover.
     """
+    if isinstance(experiment.backbone, Language):
+        return _language_bytes(experiment, experiment.backbone, initial)
     text, image = _towers(experiment)
     resources = experiment.config.resources
     assert isinstance(resources.group_size, int)  # resolved before
     rows = sum(len(dataset) for dataset in experiment.datasets.values())
     classes = max(len(target.classes) for target in experiment.targets)
-    weights = sum(path.stat().st_size for path in experiment.backbone.folder.glob("*.safetensors"))
+    folder = experiment.backbone.weights_folder
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     trained = sum(tensor.numel() for tensor in initial.values())
     kept = FLOATS_PER_TOKEN * TOKENS_PER_CLASS * classes * text["width"] * text["layers"]
     training = resources.group_size * (COPIES * trained + (kept if initial else 0))
@@ -79,6 +83,27 @@ def gpu_bytes(experiment: Experiment, initial: Params) -> float:
     encoding = ENCODE_BATCH * tokens * (LIVE_WIDTHS * image["width"] + heads * tokens)
     features = rows * experiment.backbone.embed_dim
     return CONTEXT_BYTES + weights + FLOAT_BYTES * float(features + max(training, encoding))
+
+
+def _language_bytes(experiment: Experiment, backbone: Language, initial: Params) -> float:
+    """The same for a language model: its activations are those of a group's batches.
+
+    ResourceError with quantized weights, or with the layers below the adapters left out.
+    """
+    config = experiment.config
+    if not backbone.groupable or len(config.learner.inputs) > 1:
+        raise ResourceError(
+            "resources.slice = auto cannot tell the memory of quantized weights, nor of the top "
+            "layers alone. Give the share of a GPU that one actor gets, such as "
+            "resources.slice.gpus=0.25."
+        )
+    group = config.resources.group_size
+    assert isinstance(group, int)  # resolved before
+    weights = sum(path.stat().st_size for path in backbone.weights_folder.glob("*.safetensors"))
+    trained = sum(tensor.numel() for tensor in initial.values())
+    kept = language_floats(backbone, config.training.batch_size)
+    ids = sum(len(dataset) for dataset in experiment.datasets.values()) * backbone.max_length
+    return CONTEXT_BYTES + weights + FLOAT_BYTES * float(ids + group * (COPIES * trained + kept))
 
 
 def _towers(experiment: Experiment) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

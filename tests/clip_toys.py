@@ -8,16 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from language_toys import BERT, language_problem, small_language
 from torch.nn import functional as F
 
 from fl_core.backbones.clip import Clip, OpenClip, load_clip, prepare_clip
+from fl_core.backbones.language import Language
+from fl_core.backbones.token_rows import TOKEN_IDS
+from fl_core.backbones.union import Backbone
 from fl_core.learners import (
+    BPL,
+    DPFPL,
     LEARNERS,
     VPT,
     CoCoOp,
     FedOTP,
     Learner,
+    LoRA,
+    LoraClip,
     MaPLe,
+    PFedMoAP,
     Plot,
     ProDA,
     PromptSRC,
@@ -35,11 +44,16 @@ MODEL = {
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 SMALL = {
-    ProDA: ProDA(num_prompts=4, num_tokens=4),
+    ProDA: ProDA(num_prompts=8, num_tokens=4),
     MaPLe: MaPLe(depth=2),
     VPT: VPT(num_tokens=2, depth=2),
     PromptSRC: PromptSRC(depth=2),
     CoCoOp: CoCoOp(reduction=8),
+    DPFPL: DPFPL(num_tokens=4, rank=2, clip=0.5, shared_noise=0.1, personal_noise=0.1),
+    LoraClip: LoraClip(alpha=8.0),
+    LoRA: LoRA(rank=2, head="similarity", scale=5.0, pooling="first"),
+    BPL: BPL(reduction=8, prior_std=0.1, kl_weight=1e-3),
+    PFedMoAP: PFedMoAP(num_tokens=4, gate_width=8, heads=2),
     Plot: Plot(num_prompts=2, num_tokens=4, max_iterations=10),
     FedOTP: FedOTP(num_tokens=4, max_iterations=10),
 }
@@ -87,12 +101,25 @@ def in_float64(clip: Clip) -> Clip:
     return dataclasses.replace(clip, text=clip.text.to(dtype=torch.float64))  # type: ignore[attr-defined]
 
 
+def backbone_of(learner: Learner, clip: Clip) -> Backbone:
+    """What a learner stands on in a test: this CLIP, or a small encoder of texts."""
+    if TOKEN_IDS not in learner.inputs:
+        return clip
+    folder = clip.folder.parent / "language"
+    folder.mkdir(exist_ok=True)
+    backbone = small_language(folder, BERT, clip.text.dtype, max_length=10)
+    return dataclasses.replace(backbone, device=clip.device)
+
+
 def problem_of(learner: Learner, clip: Clip) -> Problem:
     """Forty examples whose features lean towards the text feature of their class.
 
     Features, patch features and tokens are made alike: each class's direction plus noise. Tokens
     need no image: a block sees any [1 + L, d_v].
     """
+    backbone = backbone_of(learner, clip)
+    if isinstance(backbone, Language):
+        return language_problem(learner, backbone, CLASSES)
     draws = torch.Generator().manual_seed(0)
     zero_shot = ZeroShot().prepare(clip, Task(CLASSES)).class_features
     labels = torch.randint(0, len(CLASSES), (NUM_EXAMPLES,), generator=draws)

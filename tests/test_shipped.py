@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from language_toys import BERT, write_model, write_texts
 
 import fedarena
 from orchestrator.catalogue import KINDS, entries
@@ -33,13 +34,13 @@ def test_every_example_loads_and_survives_a_round_trip(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_runs_at_a_small_size(path, make_config, tiny_clip, colours):
+def test_every_example_runs_at_a_small_size(path, make_config, tiny_clip, colours, tmp_path):
     small = make_config()
+    on_images = [f"backbone.model=local-dir:{tiny_clip}", f"scenario.dataset={colours}"]
     result = fedarena.run(
         path,
         "resources.executor=inline",
-        f"backbone.model=local-dir:{tiny_clip}",
-        f"scenario.dataset={colours}",
+        *(_on_texts(tmp_path) if load_config(path).backbone.name == "transformers" else on_images),
         "scenario.num_clients=4",
         "federation.rounds=2",
         "tracking.enabled=false",
@@ -48,6 +49,12 @@ def test_every_example_runs_at_a_small_size(path, make_config, tiny_clip, colour
     )
     assert result.summary["eval/personal/accuracy"] > 0
     assert list(result.rounds.index) == list(range(len(result.records)))
+
+
+def _on_texts(folder):
+    model = write_model(folder / "language", BERT)
+    yield from (f"backbone.model={model}", "backbone.pretrained=random", "backbone.max_length=12")
+    yield from (f"scenario.dataset={write_texts(folder)}?duplicates=drop", "scenario.shots=null")
 
 
 def test_every_command_of_the_readme_is_a_command():

@@ -106,7 +106,8 @@ class Bench:
         server = self.rule.init_server(self.problem.initial, specs, len(self.shards))
         shapes = {n: tuple(t.shape) for n, t in self.rule.broadcast(server).items()}
         broadcast = wire.decode(wire.for_broadcast(self.codec), message, shapes, "server")
-        dtype = next(iter(self.problem.inputs.values())).dtype
+        tensors = (*self.problem.inputs.values(), *self.problem.initial.values())
+        dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
         broadcast = {n: t.to(dtype) for n, t in broadcast.items()}
         moment = Moment(round, self.rule.rounds, self.seed)
         shards = [self.shards[c] for c in clients]
@@ -121,7 +122,10 @@ class Bench:
         for lane, client in enumerate(clients):
             update = {n: t[lane] for n, t in result.update.items()}
             draws = wire.named_draws(self.seed, round, client)
-            message, left = wire.encode_with_feedback(self.codec, update, held[lane][1], draws)
+            part = self.rule.part_of(client, wire.shapes_of(update), specs)
+            message, left = wire.encode_with_feedback(
+                self.codec, update, held[lane][1], draws, part
+            )
             self.sent[round, client] = message
             self.states[client] = {n: t[lane] for n, t in result.state.items()} | left
             metrics = {n: float(t[lane]) for n, t in result.metrics.items()}

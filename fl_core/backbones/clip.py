@@ -135,6 +135,19 @@ class Clip:
         return int(self.info["embed_dim"])
 
     @property
+    def groupable(self) -> bool:
+        """Whether clients can share a ``vmap``."""
+        return self.text.groupable
+
+    @property
+    def weights_folder(self) -> Path:
+        return self.folder
+
+    def reading(self, kind: str) -> str:
+        """A name for how images become one kind of stored input."""
+        return str(sorted(self.info["preprocess"].items()))
+
+    @property
     def width(self) -> int:
         """d_t, the width of the text tower and of a context vector."""
         return self.text.width

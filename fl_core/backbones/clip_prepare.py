@@ -38,7 +38,7 @@ def prepare(
     try:
         info = _write(model, spec, origin, partial, local_only=not is_tag)
         target = folder / str(info["weights_hash"])
-        _publish(partial, target)
+        publish(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     note = Path(f"{partial}.json")
@@ -171,7 +171,7 @@ def content_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> st
     return digest.hexdigest()[:32]
 
 
-def _publish(partial: Path, target: Path) -> None:
+def publish(partial: Path, target: Path) -> None:
     """Make a written folder visible under its final name, durably and all at once."""
     for path in [*partial.rglob("*"), partial]:
         sync_path(path)

@@ -71,7 +71,7 @@ class VisionTower:
                 x = _with_prompts(x[:, :num_tokens], deep[i - 1])
             last = i == self.layers - 1 and self.pool == "tok"
             x = self._block(block, x, 1 if last else x.shape[1])
-        return self._head(x[:, :num_tokens])
+        return self.head(x[:, :num_tokens])
 
     def _block(self, block: Block, x: Tensor, num_queries: int) -> Tensor:
         """One block [B, T, d] -> [B, num_queries, d]: the first tokens only, where fewer do."""
@@ -86,7 +86,7 @@ class VisionTower:
         rows = x[:, :num_queries].flatten(0, 1) + scaled(y, block.scale_1)
         return feed_forward(self, block, rows).view(batch, num_queries, d)
 
-    def _head(self, x: Tensor) -> Tensor:
+    def head(self, x: Tensor) -> Tensor:
         if not self.norm_after_pool:
             x = normed(x, *self.ln_post, self.eps)
         x = x[:, 0] if self.pool == "tok" else x[:, 1:].mean(dim=1)  # [B, d]

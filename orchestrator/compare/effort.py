@@ -13,6 +13,7 @@ import torch
 from fl_core.federation import Centralised, Federation, LocalOnly, Trained
 from fl_core.federation.base import Penalty, TakeStep
 from fl_core.local import Training
+from fl_core.reference import Near
 from fl_core.types import Params, Scope, TensorSpec
 from orchestrator.checkpoint import RoundRecord
 from orchestrator.config import Communication, ExperimentConfig
@@ -67,7 +68,7 @@ def trainings_per_round(rule: Federation, round: int = 1) -> int:
     specs = {"tensor": TensorSpec()}
     many = 1_000_000  # clients; some rules refuse a population that is too small for them
     server = rule.init_server(params, specs, many)
-    counter = _Counter(rule.scopes(specs, round), params, round)
+    counter = _Counter(specs, rule.scopes(specs, round), params, round)
     rule.local_round(rule.broadcast(server), rule.init_client(params, specs), counter)
     return counter.num_calls
 
@@ -75,11 +76,16 @@ def trainings_per_round(rule: Federation, round: int = 1) -> int:
 class _Counter:
     """A ``Train`` that trains nothing, and counts how often it is asked to."""
 
+    client = torch.zeros((), dtype=torch.int64)
     num_steps = torch.ones(())
     lr = torch.ones(())
+    has_reference = False
 
-    def __init__(self, scopes: dict[str, Scope], fresh: Params, round: int) -> None:
-        self.scopes, self.fresh, self.round, self.num_calls = scopes, fresh, round, 0
+    def __init__(
+        self, specs: dict[str, TensorSpec], scopes: dict[str, Scope], fresh: Params, round: int
+    ) -> None:
+        self.specs, self.scopes, self.fresh = specs, scopes, fresh
+        self.round, self.num_calls = round, 0
 
     def features(self, params: Params) -> torch.Tensor:
         return torch.zeros(1, 1)
@@ -89,12 +95,17 @@ class _Counter:
         return params, torch.zeros(())
 
     def __call__(
-        self, start: Params, penalty: Penalty | None = None, step: TakeStep | None = None
+        self,
+        start: Params,
+        penalty: Penalty | None = None,
+        step: TakeStep | None = None,
+        near: Near | None = None,
     ) -> Trained:
         if step:
-            return Trained(start, {}, step(start, start, self.gradient).carried)
-        self.num_calls += 1
-        return Trained(start, {"train/loss": torch.zeros(())})
+            carried = step(start, start, self.gradient).carried
+        else:
+            self.num_calls, carried = self.num_calls + 1, {}
+        return Trained(start, {"train/loss": torch.zeros(())}, carried)
 
 
 # -- references that train as much ---------------------------------------------------------------

@@ -107,10 +107,10 @@ def show(run: str, folder: Path) -> None:
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(["safetensors", "classifier"]),
+    type=click.Choice(["safetensors", "classifier", "peft"]),
     default="safetensors",
     show_default=True,
-    help="The shared tensors, or class weights for open_clip.",
+    help="The shared tensors, class weights for open_clip, or an adapter for peft.",
 )
 @click.option(
     "--out",
@@ -121,9 +121,10 @@ def show(run: str, folder: Path) -> None:
 def export(run: str, kind: str, out: Path | None, folder: Path) -> None:
     """Write what a run has learned, for programs that know nothing of fedarena."""
     from orchestrator.export import export_classifier, export_shared
+    from orchestrator.export_adapter import export_adapter
     from orchestrator.run import find_run
 
     path = find_run(run, folder)
-    write = export_shared if kind == "safetensors" else export_classifier
-    for file in write(path, out or path / "export"):
+    writers = {"classifier": export_classifier, "peft": export_adapter}
+    for file in writers.get(kind, export_shared)(path, out or path / "export"):
         click.echo(f"written: {file}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_core.backbones.language import Language
 from orchestrator.checkpoint import RunStore
 from orchestrator.experiment import Experiment
 from orchestrator.plan import outline
@@ -82,13 +83,25 @@ def _memory(experiment: Experiment, initial: Mapping[str, Any]) -> float:
     config = experiment.config
     group = config.resources.group_size
     assert isinstance(group, int)  # resolved before the run
-    weights = sum(path.stat().st_size for path in experiment.backbone.folder.glob("*.safetensors"))
+    backbone = experiment.backbone
+    weights = sum(path.stat().st_size for path in backbone.weights_folder.glob("*.safetensors"))
     trained = sum(4 * tensor.numel() for tensor in initial.values())
-    text = experiment.backbone.info["model_cfg"]["text_cfg"]
-    width, layers = text.get("width", 512), text.get("layers", 12)
-    tokens = TOKENS_PER_CLASS * len(experiment.population.classes)
-    activations = 4 * FLOATS_PER_TOKEN * tokens * width * layers if initial else 0
+    if isinstance(backbone, Language):
+        floats = language_floats(backbone, config.training.batch_size)
+    else:
+        text = backbone.info["model_cfg"]["text_cfg"]
+        width, layers = text.get("width", 512), text.get("layers", 12)
+        tokens = TOKENS_PER_CLASS * len(experiment.population.classes)
+        floats = FLOATS_PER_TOKEN * tokens * width * layers
+    activations = 4 * floats if initial else 0
     return float(PROCESS_BYTES + weights + group * (4 * trained + activations))
+
+
+def language_floats(backbone: Language, batch_size: int) -> float:
+    """What training keeps of one client's batch: the layers' states, and attention twice."""
+    tokens, length = batch_size * backbone.max_length, backbone.max_length
+    attention = 2 * batch_size * int(backbone.info["num_heads"]) * length**2
+    return backbone.num_layers * float(FLOATS_PER_TOKEN * tokens * backbone.width + attention)
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:

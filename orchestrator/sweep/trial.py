@@ -18,6 +18,7 @@ from fl_core.errors import FedarenaError
 from orchestrator.checkpoint import RoundRecord, RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Committed, Event, Finished, Started
+from orchestrator.executors import SliceLostError
 from orchestrator.experiment import run_folder
 from orchestrator.host import CoordinatorHost
 
@@ -70,6 +71,8 @@ class TrialHost:
             for event in self._events:
                 if self._note(event) and (self._every_round or time.monotonic() >= until):
                     return dict(self._state)
+        except SliceLostError:
+            raise  # Tune starts the trial again, on a placement group that the cluster can hold
         except FedarenaError as error:
             self._state["fault"] = str(error)
         except Exception:  # noqa: BLE001  a trial that fails is data: the others go on

@@ -144,13 +144,13 @@ def test_a_client_of_fedoa_uses_the_shared_model_until_it_has_its_own():
     server, bench = run(rule, cohorts=[[0, 1, 2], [0, 1]])
     broadcast = rule.broadcast(server)
     for client in (0, 1):
-        model = rule.personal_model(broadcast, bench.states[client])
+        model = rule.personal_model(broadcast, bench.states[client], {})
         assert torch.equal(model["weight"], bench.states[client]["personal.weight"])
         assert not torch.equal(model["weight"], broadcast["weight"].double())
     specs = bench.problem.learner.tensors(bench.problem.initial)
     fresh = rule.init_client(bench.problem.initial, specs)
     for state in (fresh, bench.states.get(2, fresh)):
-        model = rule.personal_model(broadcast, state)
+        model = rule.personal_model(broadcast, state, {})
         assert torch.equal(model["weight"].double(), broadcast["weight"].double())
 
 

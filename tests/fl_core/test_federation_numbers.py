@@ -231,7 +231,8 @@ def test_the_personal_model_of_a_client_is_used_and_is_its_own():
     """Both rules hand the personal tensors to scoring, not the broadcast."""
     for rule in (Ditto(rounds=2), Finetune(rounds=2)):
         server, bench, _ = train(rule)
-        models = [rule.personal_model(rule.broadcast(server), bench.states[i]) for i in range(3)]
+        sent = rule.broadcast(server)
+        models = [rule.personal_model(sent, bench.states[i], {}) for i in range(3)]
         for i, model in enumerate(models):
             assert model is not None
             assert torch.equal(model["weight"], bench.states[i]["personal.weight"])

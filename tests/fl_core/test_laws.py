@@ -4,9 +4,11 @@ import dataclasses
 import json
 from functools import cache
 
+import clip_toys
 import pytest
 import torch
-from clip_toys import CLASSES, NUM_EXAMPLES, in_float64, problem_of, small, small_clip, trained
+from clip_toys import CLASSES, NUM_EXAMPLES, backbone_of, in_float64, small, small_clip, trained
+from lora_toys import TwoLayers, lora_problem
 from toys import Bench, uneven_shards
 
 from fl_core import wire
@@ -15,10 +17,16 @@ from fl_core.federation import (
     FEDERATIONS,
     Centralised,
     Ditto,
+    Exchange,
     FedAvg,
+    FedDPAF,
+    FedDPAT,
+    FedGMA,
     FedOpt,
     FedProx,
     Finetune,
+    PerAda,
+    RoundAverage,
     Scaffold,
 )
 from fl_core.learners import LEARNERS, CoOp, FedPGP, ZeroShot
@@ -38,12 +46,17 @@ NEUTRAL = [
     FedOpt(rounds=2, beta1=0.0),
     Ditto(rounds=2),
     Finetune(rounds=2),
+    PerAda(rounds=2, weights="num_examples"),
+    FedGMA(rounds=2, threshold=0.0),
+    FedDPAF(rounds=2),
+    FedDPAT(rounds=2),
+    RoundAverage(rounds=2),
 ]
 """Rules at the setting that makes their shared model FedAvg's."""
 
-WITH_EVERY_RULE = (CoOp, FedPGP)
-"""Learners that meet every rule: one with shared tensors only, one in two parts. The others meet
-FedAvg: a rule sees named tensors and a loss, whatever they mean."""
+WITH_EVERY_RULE = (CoOp, FedPGP, TwoLayers)
+"""Learners that meet every rule: one with shared tensors only, one in two parts, a toy of low-rank
+adapters. The others meet FedAvg: a rule sees named tensors and a loss, whatever they mean."""
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +69,19 @@ def clip64(clip):
     return in_float64(clip)
 
 
+def problem_of(learner, clip):
+    if isinstance(learner, TwoLayers):
+        return lora_problem(NUM_EXAMPLES, clip.text.dtype)
+    return clip_toys.problem_of(learner, clip)
+
+
 def training_of(learner, rule):
     return PLAIN if rule.faults(learner, TRAINING) else TRAINING
 
 
 def every_pair():
-    for learner in trained():
-        for kind in FEDERATIONS if type(learner) in WITH_EVERY_RULE else [FedAvg]:
+    for learner in [*trained(), TwoLayers()]:
+        for kind in FEDERATIONS if type(learner) in WITH_EVERY_RULE else [FedAvg, Exchange]:
             rule = kind(rounds=2)
             if not rule.faults(learner, training_of(learner, rule)):
                 yield learner, rule
@@ -134,10 +153,10 @@ def test_completion_order_is_irrelevant(learner, rule, clip):
 @pairs
 def test_what_is_sent_has_the_names_and_shapes_of_shared_tensors_only(learner, rule, first_run):
     problem, _, bench = first_run(learner, rule)
-    scopes = rule.scopes(learner.tensors(problem.initial), 0)
-    shared = {n: list(problem.initial[n].shape) for n, s in scopes.items() if s == "shared"}
-    doubled = {f"scaffold.{n}": s for n, s in shared.items()} if rule.name == "scaffold" else {}
-    for message in bench.sent.values():
+    for (round, _), message in bench.sent.items():
+        scopes = rule.scopes(learner.tensors(problem.initial), round)
+        shared = {n: list(problem.initial[n].shape) for n, s in scopes.items() if s == "shared"}
+        doubled = {f"scaffold.{n}": s for n, s in shared.items()} if rule.name == "scaffold" else {}
         header = message[8 : 8 + int.from_bytes(message[:8], "little")] or b"{}"
         found = {name: facts["shape"] for name, facts in json.loads(header).items()}
         assert found == shared | doubled
@@ -161,11 +180,11 @@ def test_the_numbers_of_a_personal_tensor_are_in_no_message(learner, first_run):
 @pairs
 def test_the_bytes_of_an_update_are_its_shared_tensors_and_a_header(learner, rule, first_run):
     problem, _, bench = first_run(learner, rule)
-    scopes = rule.scopes(learner.tensors(problem.initial), 0)
-    floats = sum(problem.initial[n].numel() for n, s in scopes.items() if s == "shared")
     times = 2 if rule.name == "scaffold" else 1
-    found = {wire.payload_bytes(message) for message in bench.sent.values()}
-    assert found == {4 * times * floats}
+    for (round, _), message in bench.sent.items():
+        scopes = rule.scopes(learner.tensors(problem.initial), round)
+        floats = sum(problem.initial[n].numel() for n, s in scopes.items() if s == "shared")
+        assert wire.payload_bytes(message) == 4 * times * floats
 
 
 @pairs
@@ -224,8 +243,8 @@ def test_one_fp32_gradient_in_a_group_is_that_of_the_client_alone(learner, clip)
     together = step(range(len(SIZES)))
     for client in range(len(SIZES)):
         for name, alone in step([client]).items():
-            difference = (together[name][client] - alone[0]).norm() / alone[0].norm()
-            assert difference <= 1e-5
+            difference = (together[name][client] - alone[0]).norm()
+            assert difference <= 1e-5 * alone[0].norm()
 
 
 @pytest.mark.gpu
@@ -243,7 +262,7 @@ def test_a_gpu_trains_what_the_cpu_trains_within_1e_3(learner, tmp_path):
         result = train_group(problem, rule, TRAINING, broadcast, states, work, moment)
         updates.append({name: tensor.cpu() for name, tensor in result.update.items()})
     for name, on_cpu in updates[0].items():
-        assert (updates[1][name] - on_cpu).norm() / on_cpu.norm() <= 1e-3
+        assert (updates[1][name] - on_cpu).norm() <= 1e-3 * on_cpu.norm()
 
 
 @pytest.mark.parametrize("rule", NEUTRAL, ids=lambda rule: rule.name)
@@ -327,11 +346,11 @@ def test_scaffold_refuses_what_its_variates_cannot_read(training, reason):
 def test_what_transfers_scores_other_classes_with_the_same_tensors(learner, clip):
     problem = problem_of(learner, clip)
     assert learner.transfers
-    frozen = learner.prepare(clip, Task(CLASSES[:3]))
+    frozen = learner.prepare(backbone_of(learner, clip), Task(CLASSES[:3]))
     inputs = {name: tensor[:7] for name, tensor in problem.inputs.items()}
     all_classes = learner.logits(problem.initial, problem.frozen, inputs)
     assert learner.logits(problem.initial, frozen, inputs).shape == (7, 3)
-    if learner.name == "fedtpg":  # its prompt is made from the set of names
+    if learner.name in ("fedtpg", "bpl"):  # its prompt, its mean probability, are of all names
         return
     torch.testing.assert_close(
         learner.logits(problem.initial, frozen, inputs), all_classes[:, :3], rtol=1e-4, atol=1e-4

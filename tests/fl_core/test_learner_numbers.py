@@ -10,6 +10,7 @@ import torch
 from clip_toys import CLASSES, in_float64, problem_of, small_clip
 from torch.nn import functional as F
 
+from fl_core.errors import ConfigError
 from fl_core.learners import (
     ClipAdapter,
     CoCoOp,
@@ -430,6 +431,40 @@ def test_proda_bounds_the_expected_loss_of_a_gaussian_over_class_weights(clip):
     assert float(loss) == pytest.approx(cross_entropy(logits, y) + 0.2 * overlap, rel=1e-9)
     predicted = problem.learner.logits(params, problem.frozen, problem.inputs)[:B].detach()
     np.testing.assert_allclose(predicted, s * f @ mean.T, rtol=1e-9)
+
+
+def test_a_step_of_proda_draws_its_batch_of_prompts_from_every_place(clip):
+    """8 prompts: 2 in front, 2 in the middle, 4 at the end; a batch of 4 has 1, 1 and 2 of them."""
+    drawing = problem_of(ProDA(num_prompts=8, num_tokens=4, prompt_batch=4), clip)
+    whole = problem_of(ProDA(num_prompts=4, num_tokens=4), clip)
+    params, seen = away_from(drawing.initial), set()
+    for key in range(12):
+        batch = batch_of(drawing)._replace(key=torch.tensor(key))
+        ours = torch.func.grad(lambda p, b=batch: drawing.learner.loss(p, drawing.frozen, b))(
+            params
+        )["context"]
+        chosen = [i for i in range(8) if ours[i].any()]
+        assert [sum(i in place for i in chosen) for place in ((0, 1), (2, 3), (4, 5, 6, 7))] == [
+            1,
+            1,
+            2,
+        ]
+        alone = {"context": params["context"][chosen]}
+        expected = gradient(whole, alone, batch_of(whole))["context"]
+        torch.testing.assert_close(ours[chosen], expected, rtol=1e-9, atol=1e-12)
+        seen.update(chosen)
+    assert seen == set(range(8))
+
+
+def test_proda_with_a_prompt_batch_of_all_draws_none(clip):
+    parts = [
+        problem_of(ProDA(num_prompts=4, num_tokens=4, prompt_batch=b), clip) for b in (4, None)
+    ]
+    batch = batch_of(parts[0])._replace(key=torch.tensor(3))
+    losses = [p.learner.loss(away_from(p.initial), p.frozen, batch) for p in parts]
+    assert torch.equal(*losses)
+    with pytest.raises(ConfigError, match="prompt_batch = 3"):
+        ProDA(num_prompts=4, prompt_batch=3)
 
 
 def test_the_loss_of_proda_is_above_the_expected_cross_entropy(clip):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from fl_core.backbones.adapted import AdaptedClip
 from fl_core.federation import (
     Ditto,
     FedAvg,
@@ -15,9 +16,12 @@ from fl_core.federation import (
     LocalOnly,
     Moon,
     PFedMe,
+    RoundAverage,
     Scaffold,
 )
 from fl_core.learners import (
+    BPL,
+    DPFPL,
     VPT,
     ClipAdapter,
     CoCoOp,
@@ -27,7 +31,9 @@ from fl_core.learners import (
     FedPGP,
     FedTPG,
     KgCoOp,
+    LoraClip,
     MaPLe,
+    PFedMoAP,
     Plot,
     ProDA,
     ProGrad,
@@ -35,6 +41,7 @@ from fl_core.learners import (
     PromptSRC,
 )
 from fl_core.learners.clip_adapter import ClipAdapterFrozen
+from fl_core.learners.dpfpl import DPFPLFrozen
 from fl_core.learners.fedtpg import FedTPGFrozen
 from fl_core.learners.maple import MaPLeFrozen
 from fl_core.learners.proda import ProDAFrozen
@@ -68,6 +75,10 @@ CASES = [
     (FedPGP(num_tokens=16), with_reference(16), 8_192),
     (FedOTP(num_tokens=16), prompts(16), 8_192),
     (PromptFolio(num_tokens=16), prompts(16), 8_192),
+    (PFedMoAP(num_tokens=16), prompts(16), 8_192),
+    (DPFPL(num_tokens=16), DPFPLFrozen(prompts(16), torch.zeros(WIDTH, 8)), 8_192),
+    (BPL(), prompts(4), 4 * 512 + 512 * 32 + 32 + 32 * 1024 + 1024),
+    (BPL(conditional=False), prompts(4), 4 * 512 + 1024),
     (Plot(num_prompts=4, num_tokens=16), prompts(16), 4 * 16 * 512),
     (
         ProDA(num_prompts=32, num_tokens=16),
@@ -93,6 +104,18 @@ CASES = [
         4 * 512 + 6 * 512 + 4 * 512**2 + 512 + 512 * 4096 + 4096 + 2048 * 512 + 512,
     ),
     (ClipAdapter(), ClipAdapterFrozen(torch.zeros(100, WIDTH), 100.0), 2 * 512 * 128),
+    (
+        LoraClip(),
+        AdaptedClip(
+            None,
+            torch.zeros(100, WIDTH),
+            TOWER,
+            {"text": (WIDTH, range(12)), "vision": (VISION_WIDTH, range(12))},
+            100.0,
+        ),
+        # 12 layers, 3 projections, rank 2, inputs and outputs of both towers
+        12 * 3 * 2 * 2 * (512 + 768),
+    ),
     (FedCLIP(), ClipAdapterFrozen(torch.zeros(100, WIDTH), 100.0), 525_312),
 ]
 
@@ -119,6 +142,7 @@ def test_a_client_sends_as_many_floats_as_its_paper_says(learner, frozen, expect
         FedOA(),
         Moon(),
         PFedMe(),
+        RoundAverage(),
     ):
         assert floats(rule, learner, params) == expected
     assert floats(Scaffold(), learner, params) == 2 * expected

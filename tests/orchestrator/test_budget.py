@@ -122,7 +122,7 @@ def test_the_horizon_is_the_run_itself_where_every_client_answers(trial):
     links = draw_links((Link(),), 0, clients)
     purse = Purse(Budget(megabytes=float(draws.uniform(0.003, 0.1)), per=per), links)
     plans, standing, spent = played(setting, purse, clients, 50, lambda r, c: False)
-    forecast = horizon(setting, purse, SHAPES, clients, 50)
+    forecast = horizon(setting, purse, Standing(0, SHAPES), clients, 50)
     assert forecast.rounds == standing.round == len(plans)
     assert forecast.total.up == sum(load.up for load in spent.loads.values())
     assert forecast.total.down == sum(load.down for load in spent.loads.values())
@@ -141,11 +141,12 @@ def test_with_messages_of_one_length_the_horizon_is_a_division():
             size = 3 * 2 * message * rounds + extra
             purse = Purse(Budget(megabytes=size / 1e6))
             assert purse.num_bytes == size
-            assert horizon(setting, purse, shapes, range(10), 99).rounds == expected
+            assert horizon(setting, purse, Standing(0, shapes), range(10), 99).rounds == expected
         one_way = Purse(Budget(megabytes=3 * message * rounds / 1e6, direction="up"))
-        assert horizon(setting, one_way, shapes, range(10), 99).rounds == rounds
-    assert horizon(setting, Purse(), shapes, range(10), 99).rounds == 99
-    assert horizon(setting, purse, shapes, range(10), 2).rounds == 2  # rounds always cap
+        assert horizon(setting, one_way, Standing(0, shapes), range(10), 99).rounds == rounds
+    assert horizon(setting, Purse(), Standing(0, shapes), range(10), 99).rounds == 99
+    capped = horizon(setting, purse, Standing(0, shapes), range(10), 2)
+    assert capped.rounds == 2  # rounds always cap
 
 
 def test_clients_who_have_spent_their_budget_are_not_drawn_again():
@@ -174,7 +175,7 @@ def test_without_a_budget_nothing_is_refused_and_the_draw_is_the_same():
 
 def test_a_rule_that_sends_nothing_spends_nothing():
     setting = Setting(LocalOnly(rounds=5), wire.FP32(), {}, 0, 1)
-    forecast = horizon(setting, Purse(Budget(megabytes=1e-6)), {}, range(4), 5)
+    forecast = horizon(setting, Purse(Budget(megabytes=1e-6)), Standing(0, {}), range(4), 5)
     assert (forecast.rounds, forecast.total, forecast.seconds) == (5, Load(), 0.0)
 
 
@@ -223,13 +224,13 @@ def test_links_are_drawn_by_name_in_their_shares():
 def test_a_budget_below_one_round_is_told_with_what_one_round_needs(budget, said):
     setting = setting_for(clients_per_round=3)
     purse = Purse(budget, draw_links((Link(),), 0, range(9)))
-    assert horizon(setting, purse, SHAPES, range(9), 50).rounds == 0
-    (fault,) = refuse_no_round(setting, purse, SHAPES, range(9)).faults
+    assert horizon(setting, purse, Standing(0, SHAPES), range(9), 50).rounds == 0
+    (fault,) = refuse_no_round(setting, purse, Standing(0, SHAPES), range(9)).faults
     assert said in fault
     if budget.megabytes:
         enough = float(fault.split("Allow at least ")[1].split(",")[0])
         purse = Purse(replace(budget, megabytes=enough))
-        assert horizon(setting, purse, SHAPES, range(9), 50).rounds >= 1
+        assert horizon(setting, purse, Standing(0, SHAPES), range(9), 50).rounds >= 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_one_run_answers_all_budgets_only_if_no_horizon_enters_it(training, per,
     terms = Communication(budget=Budget(megabytes=1.0, per=per))
     setting = setting_for(clients_per_round=cohort)
     assert one_run_answers(training, terms, setting) == answers
-    forecast = horizon(setting, Purse(Budget(megabytes=0.02)), SHAPES, range(4), 50)
+    forecast = horizon(setting, Purse(Budget(megabytes=0.02)), Standing(0, SHAPES), range(4), 50)
     scheduled = rounds_to_schedule(training, 50, forecast)
     falls = training.schedule == "cosine" and training.schedule_span == "run"
     assert scheduled == (forecast.rounds if falls else 50)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from fl_core.backbones.language import LanguageModel
 from fl_core.errors import ConfigError
 from fl_core.federation import FEDERATIONS, FedAvg, FedProx
-from fl_core.learners import LEARNERS, CoOp, ZeroShot
+from fl_core.learners import LEARNERS, CoOp, LoRA, ZeroShot
 from fl_core.local import Training
 from fl_core.optim import SGD, AdamW
 from orchestrator.config import ExperimentConfig, Resources, Tracking
@@ -410,10 +411,13 @@ def test_params_are_flat_short_and_without_places() -> None:
 
 def every_config() -> Iterator[ExperimentConfig]:
     for learner in LEARNERS:
-        yield ExperimentConfig(learner=learner())
+        texts = {"backbone": LanguageModel()} if learner is LoRA else {}
+        yield ExperimentConfig(learner=learner(), **texts)
     plain = Training(SGD(momentum=0.0), schedule="constant")  # what every rule allows
-    for rule in FEDERATIONS:
-        yield resolve(ExperimentConfig(federation=rule(rounds=3), training=plain))
+    for rule in (kind(rounds=3) for kind in FEDERATIONS):
+        every = (kind() for kind in LEARNERS if kind not in (ZeroShot, LoRA))
+        learner = next(learner for learner in every if not rule.faults(learner, plain))
+        yield resolve(ExperimentConfig(learner=learner, federation=rule, training=plain))
     yield load_config({}, ["training.optimizer.lr=1e-7", "training.optimizer.weight_decay=1e22"])
     for text in HOSTILE_TEXTS:
         yield ExperimentConfig(learner=CoOp(init_text=text))

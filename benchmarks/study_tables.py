@@ -1,0 +1,85 @@
+"""Markdown tables of the sweeps in benchmarks/studies, for the documentation.
+
+    fedarena sweep benchmarks/studies/robust.yaml
+    python benchmarks/study_tables.py robust
+
+Mean and standard deviation over seeds, in percent; from runs/sweeps of this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from orchestrator.sweep.state import find_sweep
+
+SHARED, OWN = "eval/global/accuracy", "eval/personal/accuracy"
+WORST, NOVEL = "eval/personal/worst_accuracy", "eval/novel/accuracy"
+METRICS = {
+    "robust": [SHARED],
+    "heterogeneity": [SHARED, OWN, WORST],
+    "clients": [SHARED, OWN, WORST],
+    "methods": [SHARED, NOVEL, OWN, WORST],
+}
+TITLES = {
+    SHARED: "shared model",
+    OWN: "clients' models",
+    WORST: "worst client",
+    NOVEL: "new classes",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("study", choices=METRICS)
+    parser.add_argument("--folder", type=Path, default=Path("runs"))
+    args = parser.parse_args()
+    found = find_sweep(args.study, args.folder)
+    if found is None:
+        raise SystemExit(f"no sweep {args.study} in {args.folder}: run it first")
+    trials = pd.read_csv(found / "trials.csv", keep_default_na=False, na_values=[""])
+    trials = trials[(trials.stage == "test") & (trials.status == "finished")]
+    print(table(trials, METRICS[args.study]))
+
+
+def table(trials: pd.DataFrame, metrics: list[str]) -> str:
+    """A row per method; a column per cell and metric."""
+    stage = list(trials.columns).index("stage")
+    axes = list(trials.columns[stage + 1 : list(trials.columns).index("seed")])
+    cells = trials[axes].astype(str).agg(", ".join, axis=1) if axes else pd.Series("", trials.index)
+    names, methods = list(dict.fromkeys(cells)), list(dict.fromkeys(trials.method))
+    columns = [(cell, m) for m in metrics if m in trials for cell in names]
+    plain = len(names) == 1
+    heads = [TITLES[m] if plain else f"{TITLES[m]}: {cell}" for cell, m in columns]
+    if len(metrics) == 1:
+        heads = [cell for cell, _ in columns]
+    extra = ["floats up", "s per client round"] if plain else []
+    lines = [
+        f"| method | {' | '.join([*heads, *extra])} |",
+        "|---" * (1 + len(heads) + len(extra)) + "|",
+    ]
+    for method in methods:
+        row = [method]
+        for cell, metric in columns:
+            values = 100 * trials[(trials.method == method) & (cells == cell)][metric].dropna()
+            row.append(f"{values.mean():.1f} ± {values.std():.1f}" if len(values) else "–")
+        own = trials[trials.method == method]
+        if plain:
+            row += [_floats(own), _seconds(own)]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _floats(own: pd.DataFrame) -> str:
+    """float32 values that one client sends in a round."""
+    return f"{own['comm/up_payload_bytes'].iloc[0] / 4 / own['rounds'].iloc[0] / 10:,.0f}"
+
+
+def _seconds(own: pd.DataFrame) -> str:
+    return f"{own['time/run_s'].mean() / own['rounds'].iloc[0] / 10:.3f}"
+
+
+if __name__ == "__main__":
+    main()

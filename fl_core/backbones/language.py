@@ -1,0 +1,294 @@
+"""Language models from transformers: prepared once into a folder, then memory-mapped by everyone.
+
+``prepare_language`` runs once per machine; ``load_language`` maps what it wrote. Weights stand in a
+folder of their own, so that two ways of reading texts share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fl_core.backbones.clip import is_complete, read_tensors
+from fl_core.backbones.token_cache import cached_tokens
+from fl_core.backbones.token_rows import BELOW_TOP, PADDING, TOKEN_IDS
+from fl_core.backbones.vision import rebuild
+from fl_core.checks import check_fields
+from fl_core.errors import ConfigError, DataError, StateError
+
+FORMAT = 1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Which language model, and how it reads a text.
+
+    model: a packaged model, a folder in transformers' format, or a name on the Hugging Face hub;
+    an encoder or a causal model. pretrained: null, or "random" for weights drawn by name for the
+    model's config.json, which are good for measuring time alone. quantization: of the frozen
+    weights, on a GPU. max_length: tokens of a text; label words come after them. truncation: of a
+    longer text the ``end`` or the ``start`` is cut off, or it is an ``error``. padding: on which
+    side of a text; ``auto`` is left for causal models and right for encoders.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    name: Literal["transformers"] = "transformers"
+    model: str = "minilm"
+    pretrained: Literal["random"] | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    max_length: int = 128
+    truncation: Literal["error", "end", "start"] = "error"
+    padding: Literal["auto", "left", "right"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self, max_length=">= 1")
+
+
+def prepare_language(spec: LanguageModel, folder: Path, packaged: Mapping[str, Path]) -> Path:
+    """The folder, inside ``folder``, that ``load_language`` takes; written if it is missing.
+
+    packaged: folders of models by name, in transformers' format. Safe for any number of processes
+    at once, as ``prepare_clip`` is.
+    """
+    _refuse_quantization(spec)
+    source = packaged.get(spec.model, Path(spec.model).expanduser())
+    key = folder / "by-source" / f"{_key(spec, source)}.json"
+    if key.is_file():
+        known = folder / str(json.loads(key.read_text())["folder"])
+        if is_complete(known) and is_complete(_weights_of(known)):
+            return known
+    from fl_core.backbones.language_prepare import prepare
+
+    return prepare(spec, source, folder, key, sorted(packaged))
+
+
+def load_language(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Language:
+    """The model of a folder that ``prepare_language`` returned.
+
+    dtype: of its computations where it is not to be that of its weights.
+    """
+    if not (is_complete(folder) and is_complete(_weights_of(folder))):
+        raise StateError(
+            f"{folder} holds no complete prepared language model: call prepare_language again"
+        )
+    reading = json.loads((folder / "model.json").read_text())
+    info = json.loads((_weights_of(folder) / "model.json").read_text()) | reading
+    return Language(folder, info, device, dtype or DTYPES[info["precision"]])
+
+
+@dataclass(frozen=True)
+class Language:
+    """A frozen language model. Pickles as its folder's path, so that sending it costs nothing."""
+
+    folder: Path
+    info: Mapping[str, Any]
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def __reduce__(self) -> tuple[Callable[..., Language], tuple[Path, str, torch.dtype]]:
+        return load_language, (self.folder, self.device, self.dtype)
+
+    @property
+    def weights_hash(self) -> str:
+        return str(self.info["weights_hash"])
+
+    @property
+    def weights_folder(self) -> Path:
+        return _weights_of(self.folder)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return bool(self.info["causal"])
+
+    @property
+    def width(self) -> int:
+        """d, the width of a hidden state."""
+        return int(self.info["width"])
+
+    @property
+    def embed_dim(self) -> int:
+        return self.width
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.info["num_layers"])
+
+    @property
+    def max_length(self) -> int:
+        return int(self.info["max_length"])
+
+    @property
+    def lora_modules(self) -> tuple[str, ...]:
+        """The modules that peft adapts by default in such a model; empty if it knows none."""
+        return tuple(self.info["lora_modules"])
+
+    @property
+    def groupable(self) -> bool:
+        """Whether clients can share a ``vmap``."""
+        return str(self.info["quantization"]) == "none"
+
+    def build(self) -> nn.Module:
+        """A new module on the mapped weights; its tensors are shared with every other one."""
+        if self.info["quantization"] != "none":
+            from fl_core.backbones.language_prepare import load_quantized
+
+            return load_quantized(self.weights_folder, self.info["quantization"], self.device)
+        return _build(self.weights_folder, self.causal, self.device, self.dtype)
+
+    # -- texts -------------------------------------------------------------------------------
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if not self.info["tokenizer"]:
+            raise ConfigError(
+                f"model {self.info['model']!r} has no tokenizer, so it reads no text: put its "
+                "tokenizer files into its folder."
+            )
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(self.weights_folder))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids int32 [B, max_length] with the model's special tokens, PADDING elsewhere.
+
+        DataError for texts that are too long, where none may be cut.
+        """
+        ids = [self._trimmed(row) for row in self._tokenizer(list(texts))["input_ids"]]
+        cut = self.info["truncation"]
+        longest = max(map(len, ids), default=0)
+        if longest > self.max_length and cut == "error":
+            many = sum(len(row) > self.max_length for row in ids)
+            raise DataError(
+                f"{many} of {len(ids)} texts have more than backbone.max_length = "
+                f"{self.max_length} tokens, the longest {longest}. Set backbone.max_length up to "
+                f"{self.info['max_positions']}, or backbone.truncation=end or start."
+            )
+        if longest > self.max_length:
+            self._tokenizer.truncation_side = "right" if cut == "end" else "left"
+            length = self.max_length + (len(self._ending))
+            short = self._tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+            ids = [self._trimmed(row) for row in short]
+        rows = torch.full((len(ids), self.max_length), PADDING, dtype=torch.int32)
+        for row, own in zip(rows, ids, strict=True):
+            at = slice(-len(own), None) if self.info["padding"] == "left" else slice(len(own))
+            if own:
+                row[at] = torch.tensor(own, dtype=torch.int32)
+        return rows
+
+    @cached_property
+    def _ending(self) -> list[int]:
+        """Tokens that end a whole text, and would stand between it and its label words."""
+        end = self._tokenizer.eos_token_id
+        row = self._tokenizer("x")["input_ids"]
+        return [end] if self.causal and end is not None and row[-1:] == [end] else []
+
+    def _trimmed(self, row: list[int]) -> list[int]:
+        ending = self._ending
+        return row[: -len(ending)] if ending and row[-len(ending) :] == ending else row
+
+    def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
+        """The tokens of each of some words as they follow a text and a space."""
+
+        def compute() -> list[list[int]]:
+            bare: Callable[[str], list[int]] = lambda text: list(  # noqa: E731
+                self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            )
+            before = bare("x")
+            whole = [bare(f"x {word}") for word in words]
+            # Where the joint moves a boundary between tokens, the words alone have to do.
+            return [
+                row[len(before) :] if row[: len(before)] == before else bare(f" {word}")
+                for row, word in zip(whole, words, strict=True)
+            ]
+
+        found = cached_tokens(self.weights_folder / "tokens", "labels", words, compute)
+        return [list(row) for row in found]
+
+    # -- stored inputs -----------------------------------------------------------------------
+
+    def reading(self, kind: str) -> str:
+        """A name for how texts become one kind of stored input."""
+        names = ("max_length", "truncation", "padding", "dtype")
+        facts = {**self.info, "dtype": str(self.dtype)}
+        return f"{kind}; {', '.join(f'{name} {facts[name]}' for name in names)}"
+
+    def encoder(self, kind: str) -> Callable[[Sequence[str]], Tensor]:
+        """Texts -> one kind of stored input; ConfigError where the model has none of that kind.
+
+        token_ids: int32 [B, max_length]. below_top_K: the hidden states that enter the top K
+        layers, float32 [B, max_length, d], zero where there is no token.
+        """
+        if kind == TOKEN_IDS:
+            return self.tokenize
+        if kind.startswith(BELOW_TOP):
+            from fl_core.backbones.language_tower import below_top
+
+            states = below_top(self, int(kind.removeprefix(BELOW_TOP)))
+            return lambda texts: states(self.tokenize(texts))
+        raise ConfigError(
+            f"a language model puts out {TOKEN_IDS} or {BELOW_TOP}K, not {kind}: choose "
+            "backbone=open_clip, or a learner for texts such as lora."
+        )
+
+
+def _refuse_quantization(spec: LanguageModel) -> None:
+    if spec.quantization == "none":
+        return
+    missing = [] if find_spec("bitsandbytes") else ["the package bitsandbytes"]
+    missing += [] if torch.cuda.is_available() else ["a GPU"]
+    if missing:
+        raise ConfigError(
+            f"backbone.quantization = {spec.quantization} needs {' and '.join(missing)} here: "
+            "install what is missing, or set backbone.quantization=none."
+        )
+
+
+def _key(spec: LanguageModel, source: Path) -> str:
+    """What the prepared folder depends on, without reading it: names, sizes, times, versions."""
+    files = sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else []
+    stats = [(str(path.resolve()), path.stat()) for path in files]
+    facts = [FORMAT, asdict(spec), [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+    text = json.dumps([*facts, version("transformers")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _weights_of(folder: Path) -> Path:
+    try:
+        return folder.parent / str(json.loads((folder / "model.json").read_text())["weights"])
+    except (OSError, ValueError, KeyError):
+        return folder / "missing"
+
+
+@lru_cache(maxsize=2)
+def _tensors(folder: Path, device: str, dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """The weights on a device, held once per process however many modules use them."""
+    info = json.loads((folder / "model.json").read_text())
+    kept = set(info["kept_dtype"])
+    found = {
+        name: tensor.to(device, dtype if name not in kept else tensor.dtype)
+        for name, tensor in read_tensors(folder / "model.safetensors").items()
+    }
+    return found | {name: found[other] for name, other in info["tied"].items()}
+
+
+def _build(folder: Path, causal: bool, device: str, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(folder))
+    config._attn_implementation = "eager"
+    kind = AutoModelForCausalLM if causal else AutoModel
+    module = rebuild(lambda: kind.from_config(config), _tensors(folder, device, dtype), device)
+    return module.requires_grad_(False)

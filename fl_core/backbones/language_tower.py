@@ -1,0 +1,299 @@
+"""A language model as a function of adapters: the unmodified module, called with other tensors.
+
+Its linear layers are wrapped so that low-rank factors can be handed in by name, which
+``torch.func.functional_call`` does under any transform; so clients can be a batch dimension.
+Attention masks are given ready-made in four dimensions, which transformers leaves as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_core.backbones.language import Language
+from fl_core.backbones.token_rows import PADDING
+from fl_core.draws import uniform
+from fl_core.errors import ConfigError
+from fl_core.types import Params
+
+LORA_A, LORA_B, DELTA, KEY = "lora_A", "lora_B", "delta", "key"
+HELD = (LORA_A, LORA_B, DELTA, KEY)
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer x W' + scale (drop(x) A') B', with A [r, d_in] and B [d_out, r].
+
+    delta [d_out, d_in] is added to W where it is given; key, an int64 scalar, is that of the draws
+    of ``drop``, and nothing is dropped without it. What is not given is empty.
+    """
+
+    def __init__(self, layer: nn.Module, path: str, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.layer, self.path, self.scale, self.dropout = layer, path, scale, dropout
+        for name in HELD:
+            self.register_buffer(name, torch.empty(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        a, b, delta, key = (self.get_buffer(name) for name in HELD)
+        if a.numel():
+            kept = self._dropped(x, key) if self.dropout and key.numel() else x
+            out = out + self.scale * F.linear(F.linear(kept, a.to(x.dtype)), b.to(x.dtype))
+        if delta.numel():
+            out = out + F.linear(x, delta.to(x.dtype))
+        return out
+
+    def _dropped(self, x: Tensor, key: Tensor) -> Tensor:
+        drawn = uniform(key, f"dropout {self.path}", *x.shape)
+        return torch.where(drawn < self.dropout, 0.0, x / (1 - self.dropout))
+
+
+class Skipped(nn.Module):
+    """Stands for a layer that is not computed: hands on what it gets."""
+
+    def __init__(self, in_tuple: bool) -> None:
+        super().__init__()
+        self.in_tuple = in_tuple
+
+    def forward(self, hidden: Tensor, *others: Any, **named: Any) -> Any:
+        return (hidden,) if self.in_tuple else hidden
+
+
+class Stored(Skipped):
+    """Stands for the last of the layers that are not computed: puts out stored states."""
+
+    def __init__(self, in_tuple: bool) -> None:
+        super().__init__(in_tuple)
+        self.register_buffer("states", torch.empty(0), persistent=False)
+
+    def forward(self, hidden: Tensor, *others: Any, **named: Any) -> Any:
+        states = self._buffers["states"]
+        assert states is not None  # handed in with every call
+        return super().forward(states)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One place of an adapter: the module's path, as peft names it, and the layer's widths."""
+
+    path: str
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A frozen model with places for adapters.
+
+    body: the model without its output layer; prefix: what paths have before those within it.
+    stored_at: the path of the layer in whose place stored states come in, if there is one.
+    """
+
+    body: nn.Module
+    output: nn.Module | None
+    prefix: str
+    places: tuple[Adapter, ...]
+    causal: bool
+    pad_id: int
+    dtype: torch.dtype
+    stored_at: str | None = None
+
+    def __call__(
+        self,
+        params: Params,
+        ids: Tensor,
+        allowed: Tensor,
+        positions: Tensor | None = None,
+        states: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [B, L, d] of token ids [B, L].
+
+        allowed: bool [B, L, L], which tokens (last axis) each token sees. positions: [B, L], None
+        to count from the left. states: [B, L, d] of the layer below the first that is computed.
+        """
+        held = {n.removeprefix(self.prefix): t for n, t in params.items() if self._is_held(n)}
+        if self.stored_at is not None:
+            assert states is not None  # the learner asks for them among its inputs
+            held[f"{self.stored_at}.states"] = states.to(self.dtype)
+        # Not -inf: padding may see nothing at all. Some models take the softmax in float32.
+        lowest = max(torch.finfo(self.dtype).min, torch.finfo(torch.float32).min)
+        mask = torch.zeros(allowed.shape, dtype=self.dtype, device=ids.device)
+        mask = torch.where(allowed, mask, lowest).unsqueeze(-3)  # [B, 1, L, L]
+        tokens = torch.where(ids == PADDING, self.pad_id, ids).long()
+        named: dict[str, Any] = {"attention_mask": mask}
+        named |= {} if positions is None else {"position_ids": positions}
+        named |= {"use_cache": False} if self.causal else {}
+        out: Any = torch.func.functional_call(self.body, held, (tokens,), named)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.body.parameters()).device
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """log p of the next token [..., V] from hidden states [..., d], in float32 or wider."""
+        assert self.output is not None  # only causal models are asked
+        logits: Tensor = self.output(hidden)
+        wide = logits.float() if logits.dtype == torch.bfloat16 else logits
+        return torch.log_softmax(wide, dim=-1)
+
+    def _is_held(self, name: str) -> bool:
+        return name.rpartition(".")[2] in HELD
+
+
+def build_tower(
+    backbone: Language,
+    modules: Sequence[str],
+    scale: float = 1.0,
+    *,
+    dropout: float = 0.0,
+    top_layers: int | None = None,
+) -> Tower:
+    """The tower with places for adapters in all linear layers whose path ends in one of
+    ``modules``, or in those of the top layers; then the layers below are left out."""
+    module = backbone.build()
+    body, prefix = _body(module, backbone.causal)
+    layers_path, layers = _layers(body, backbone.num_layers)
+    stored_at, first = None, 0
+    if top_layers is not None:
+        first = _first_layer(backbone, top_layers)
+        stored_at = _leave_out(body, layers_path, layers, first)
+    places = []
+    for path, layer in list(body.named_modules()):
+        if not any(path == name or path.endswith(f".{name}") for name in modules):
+            continue
+        if _layer_number(path, layers_path) < first:
+            continue
+        places.append(Adapter(prefix + path, *_widths(layer, path)))
+        owner, _, leaf = path.rpartition(".")
+        setattr(body.get_submodule(owner), leaf, Adapted(layer, prefix + path, scale, dropout))
+    if modules and not places:
+        raise ConfigError(
+            f"learner.modules = {', '.join(modules)}: no module of the model has such a name. "
+            f"Its linear layers are {', '.join(_linear_names(body))}."
+        )
+    output = module.get_output_embeddings() if backbone.causal else None  # type: ignore[operator]
+    return Tower(
+        body,
+        output,
+        prefix,
+        tuple(places),
+        backbone.causal,
+        int(backbone.info["pad_id"]),
+        backbone.dtype,
+        stored_at,
+    )
+
+
+def below_top(backbone: Language, top_layers: int) -> Callable[[Tensor], Tensor]:
+    """Token ids [B, L] -> what enters the top layers, float32 [B, L, d], 0 at padding."""
+    tower = build_tower(backbone, ())
+    _, layers = _layers(tower.body, backbone.num_layers)
+    in_tuple = _puts_out_a_tuple(tower.body, layers)
+    caught: list[Tensor] = []
+    first = _first_layer(backbone, top_layers)
+    layers[first - 1].register_forward_hook(lambda m, given, out: caught.append(_state(out)))
+    for place in range(first, len(layers)):
+        layers[place] = Skipped(in_tuple)
+
+    @torch.no_grad()
+    def encode(ids: Tensor) -> Tensor:
+        ids = ids.to(backbone.device)
+        valid = ids != PADDING
+        longest = max(1, int(valid.any(dim=0).sum()))
+        at = slice(-longest, None) if backbone.info["padding"] == "left" else slice(longest)
+        caught.clear()
+        tower({}, ids[:, at], *reading(valid[:, at], tower.causal))
+        states = torch.zeros(*ids.shape, backbone.width)
+        states[:, at] = (caught.pop() * valid[:, at, None]).float().cpu()
+        return states
+
+    return encode
+
+
+def reading(valid: Tensor, causal: bool) -> tuple[Tensor, Tensor | None]:
+    """Which tokens each token of plain texts sees, [B, L, L], and where it stands, [B, L].
+
+    valid: bool [B, L], false at padding.
+    """
+    seen = valid.unsqueeze(-2).expand(*valid.shape, valid.shape[-1])
+    if not causal:
+        return seen, None
+    order = torch.arange(valid.shape[-1], device=valid.device)
+    positions = (valid.long().cumsum(-1) - 1).clamp(min=0)
+    return seen & (order.unsqueeze(0) <= order.unsqueeze(1)), positions
+
+
+def _body(module: nn.Module, causal: bool) -> tuple[nn.Module, str]:
+    body: nn.Module = module.base_model if causal else module  # type: ignore[assignment]
+    prefix = next(name for name, part in module.named_modules() if part is body)
+    return body, f"{prefix}." if prefix else ""
+
+
+def _layers(body: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]:
+    for path, part in body.named_modules():
+        if isinstance(part, nn.ModuleList) and len(part) == num_layers:
+            return path, part
+    raise ConfigError(f"model {type(body).__name__} has no list of its {num_layers} layers.")
+
+
+def _layer_number(path: str, layers_path: str) -> int:
+    """Of the layer that a module lies in; -1 where it lies in none."""
+    if not path.startswith(f"{layers_path}."):
+        return -1
+    return int(path.removeprefix(f"{layers_path}.").split(".")[0])
+
+
+def _first_layer(backbone: Language, top_layers: int) -> int:
+    first = backbone.num_layers - top_layers
+    if first < 1:
+        raise ConfigError(
+            f"learner.top_layers = {top_layers} is not allowed: the model has "
+            f"{backbone.num_layers} layers, so it must be 1 to {backbone.num_layers - 1}, or null."
+        )
+    return first
+
+
+def _leave_out(body: nn.Module, path: str, layers: nn.ModuleList, first: int) -> str:
+    in_tuple = _puts_out_a_tuple(body, layers)
+    for place in range(first):
+        layers[place] = (Stored if place == first - 1 else Skipped)(in_tuple)
+    return f"{path}.{first - 1}"
+
+
+def _puts_out_a_tuple(body: nn.Module, layers: nn.ModuleList) -> bool:
+    """Found out with one token: transformers moves from tuples to plain tensors."""
+    caught: list[bool] = []
+    hook = layers[0].register_forward_hook(lambda m, x, out: caught.append(isinstance(out, tuple)))
+    with torch.no_grad():
+        body(torch.zeros(1, 1, dtype=torch.int64, device=next(body.parameters()).device))
+    hook.remove()
+    return caught[0]
+
+
+def _state(out: Any) -> Tensor:
+    state: Tensor = out[0] if isinstance(out, tuple) else out
+    return state
+
+
+def _widths(layer: nn.Module, path: str) -> tuple[int, int]:
+    weight = getattr(layer, "weight", None)
+    if type(layer).__name__ == "Conv1D" and weight is not None:  # GPT-2's: stored transposed
+        return int(weight.shape[0]), int(weight.shape[1])
+    found = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if not all(isinstance(width, int) for width in found):
+        raise ConfigError(
+            f"learner.modules: {path} is a {type(layer).__name__}; adapters need a linear layer."
+        )
+    return int(found[0]), int(found[1])  # type: ignore[arg-type]
+
+
+def _linear_names(body: nn.Module) -> list[str]:
+    found = [path for path, part in body.named_modules() if isinstance(part, nn.Linear)]
+    return sorted({path.rpartition(".")[2] for path in found})

@@ -20,7 +20,8 @@ from torch import Tensor
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.federation import Federation, LocalResult, Trained
-from fl_core.federation.base import Penalty, Step, TakeStep, where, with_scope
+from fl_core.federation.base import Penalty, Step, TakeStep
+from fl_core.federation.states import where, with_scope
 from fl_core.learners import HasClassFeatures, Learner
 from fl_core.optim import SGD, Optimizer, Schedule, clip_by_norm, decay
 from fl_core.reference import Near, Reference, compute_reference
@@ -67,7 +68,8 @@ class Problem:
     (each [N, ...]) and ``labels`` [N] are the stored features of all examples, which clients
     address by row. ``views`` (each [N, V, ...]): several random views of each example; where there
     are any, a training step reads one of them instead. ``vmap_safe``: whether the backbone runs
-    under ``torch.vmap``.
+    under ``torch.vmap``. ``tasks`` int64 [N] and ``candidates`` bool [T, C]: example i is trained to
+    be told from the classes ``candidates[tasks[i]]``; None: from all.
     """
 
     learner: Learner
@@ -77,6 +79,8 @@ class Problem:
     labels: Tensor
     vmap_safe: bool = True
     views: Params = field(default_factory=dict)
+    tasks: Tensor | None = None
+    candidates: Tensor | None = None
 
     @property
     def num_views(self) -> int:
@@ -102,7 +106,10 @@ class Problem:
             inputs = {kind: values[rows, views] for kind, values in self.views.items()}
         else:
             inputs = {kind: values[rows] for kind, values in self.inputs.items()}
-        return Batch(inputs, self.labels[rows], mask, key)
+        open_to = None
+        if self.tasks is not None and self.candidates is not None:
+            open_to = self.candidates[self.tasks[rows]]  # [B, C]
+        return Batch(inputs, self.labels[rows], mask, key, open_to)
 
 
 class Work(NamedTuple):

@@ -50,13 +50,15 @@ class Batch(NamedTuple):
 
     inputs: stored features by kind, each [B, ...]; labels: [B] int64; mask: [B], 1 where the row
     is an example and 0 where it fills up the batch. key: of the step's random draws
-    (``fl_core.draws``), an int64 scalar; None outside of training.
+    (``fl_core.draws``), an int64 scalar; None outside of training. candidates: bool [B, C], the
+    classes that each row is chosen from; None: all.
     """
 
     inputs: Params
     labels: Tensor
     mask: Tensor
     key: Tensor | None = None
+    candidates: Tensor | None = None
 
 
 @dataclass(frozen=True)

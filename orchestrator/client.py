@@ -18,7 +18,8 @@ from safetensors.torch import load, save
 from fl_core import wire
 from fl_core.errors import FedarenaError
 from fl_core.federation import LocalOnly
-from fl_core.federation.base import LocalResult, as_personal, personal_part
+from fl_core.federation.base import LocalResult
+from fl_core.federation.states import as_personal, personal_part
 from fl_core.local import Moment, Problem, Work, blank_lanes, plan_work, stack, train_group
 from fl_core.predict import Scores, score, score_group
 from fl_core.seeds import derive, generator

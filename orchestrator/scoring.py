@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from fl_core.federation.base import as_personal, personal_part
+from fl_core.federation.states import as_personal, personal_part
 from fl_core.learners import Learner
 from fl_core.types import Params, ServerState, TensorSpec
 from orchestrator.executors import Executor
@@ -116,7 +116,7 @@ class Scorer:
             for index, start in enumerate(starts)
         ]
 
-        def make(slot: int, parts: list[int], cold: bool) -> Job:
+        def make(slot: int, parts: list[int]) -> Job:
             return ScoreSharedJob(target.name, tuple(blocks[i] for i in parts), reference)
 
         return _joined(target.rows, self._run(len(blocks), make, model))
@@ -166,9 +166,7 @@ class Scorer:
         """The models of ``clients`` on their rows: their own, adapted, or of a ``given`` state."""
         parts, train = self._parts(target, clients), self.population.train
 
-        def make(slot: int, numbers: list[int], cold: bool) -> Job:
-            if cold:
-                self.placement.forget(slot)
+        def make(slot: int, numbers: list[int]) -> Job:
             made = []
             for number in numbers:
                 group, rows = parts[number]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fl_core.checks import check_fields
-from fl_core.federation.base import Averaging, LocalResult, Train, as_personal, own_copy_faults
+from fl_core.federation.averaging import Averaging, own_copy_faults
+from fl_core.federation.base import LocalResult, Train
 from fl_core.federation.personal import train_beside
+from fl_core.federation.states import as_personal
 from fl_core.types import Params, TensorSpec
 
 if TYPE_CHECKING:

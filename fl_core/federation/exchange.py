@@ -11,10 +11,9 @@ import torch
 from fl_core.aggregation import Aggregator, Stacked
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
-from fl_core.federation.base import (
-    Averaging,
-    LocalResult,
-    Train,
+from fl_core.federation.averaging import Averaging
+from fl_core.federation.base import LocalResult, Train
+from fl_core.federation.states import (
     as_kept,
     as_personal,
     kept,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fl_core.federation.base import Averaging
+from fl_core.federation.averaging import Averaging
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from fl_core.checks import check_fields
 from fl_core.federation.adapters import low_rank_faults
-from fl_core.federation.base import (
-    Averaging,
-    LocalResult,
-    Train,
-    as_personal,
-    own_copy_faults,
-    personal_part,
-    with_scope,
-)
+from fl_core.federation.averaging import Averaging, own_copy_faults
+from fl_core.federation.base import LocalResult, Train
+from fl_core.federation.states import as_personal, personal_part, with_scope
 from fl_core.low_rank import mixed
 from fl_core.types import Params, TensorSpec
 

@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from fl_core.checks import check_fields
 from fl_core.federation.adapters import low_rank_faults
-from fl_core.federation.base import (
-    Averaging,
-    Gradient,
-    LocalResult,
-    Step,
-    Train,
-    as_personal,
-    own_copy_faults,
-    personal_part,
-    train_once,
-    with_scope,
-)
+from fl_core.federation.averaging import Averaging, own_copy_faults, train_once
+from fl_core.federation.base import Gradient, LocalResult, Step, Train
+from fl_core.federation.states import as_personal, personal_part, with_scope
 from fl_core.low_rank import gradient_of_phi, mixed
 from fl_core.types import Params, TensorSpec
 

@@ -11,17 +11,9 @@ from torch import Tensor
 
 from fl_core.aggregation import Aggregator, CountedMean
 from fl_core.checks import check_fields
-from fl_core.federation.base import (
-    Averaging,
-    LocalResult,
-    Train,
-    add_update,
-    as_kept,
-    kept,
-    model_part,
-    train_once,
-    with_scope,
-)
+from fl_core.federation.averaging import Averaging, add_update, train_once
+from fl_core.federation.base import LocalResult, Train
+from fl_core.federation.states import as_kept, kept, model_part, with_scope
 from fl_core.types import Params, ServerState, TensorSpec
 
 NUM_CLIENTS = "num_clients"

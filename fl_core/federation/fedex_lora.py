@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fl_core.aggregation import Aggregator
 from fl_core.federation.adapters import low_rank_faults
-from fl_core.federation.base import LocalResult, Train, train_once
+from fl_core.federation.averaging import train_once
+from fl_core.federation.base import LocalResult, Train
 from fl_core.federation.merging import Merging, StackedMean, merged
 from fl_core.low_rank import Pair, pairs_of
 from fl_core.types import Params, ServerState, TensorSpec

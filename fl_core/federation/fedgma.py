@@ -10,7 +10,7 @@ import torch
 
 from fl_core.aggregation import Aggregator, Partial, WeightedMean, Weights
 from fl_core.checks import check_fields
-from fl_core.federation.base import Averaging, add_update
+from fl_core.federation.averaging import Averaging, add_update
 from fl_core.types import Params, ServerState, TensorSpec
 
 SIGNS = "fedgma."

@@ -14,19 +14,15 @@ from torch import Tensor
 
 from fl_core.aggregation import Weights
 from fl_core.checks import check_fields
-from fl_core.federation.base import (
+from fl_core.federation.averaging import (
     Averaging,
-    LocalResult,
-    Train,
-    Trained,
-    as_personal,
     class_feature_faults,
     own_copy_faults,
-    personal_part,
     train_once,
-    where,
 )
+from fl_core.federation.base import LocalResult, Train, Trained
 from fl_core.federation.distances import Distance, feature_distance, micro_batch_distance
+from fl_core.federation.states import as_personal, personal_part, where
 from fl_core.learners.base import Feature, HasExampleFeatures
 from fl_core.reference import Near, Wanted
 from fl_core.types import Params, TensorSpec

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fl_core.checks import check_fields
-from fl_core.federation.base import Averaging, add_update, as_kept, kept, model_part, with_scope
+from fl_core.federation.averaging import Averaging, add_update
+from fl_core.federation.states import as_kept, kept, model_part, with_scope
 from fl_core.types import Params, ServerState, TensorSpec
 
 

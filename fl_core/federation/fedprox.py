@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fl_core.checks import check_fields
-from fl_core.federation.base import Averaging, LocalResult, Train, train_once
+from fl_core.federation.averaging import Averaging, train_once
+from fl_core.federation.base import LocalResult, Train
 from fl_core.types import Params
 
 

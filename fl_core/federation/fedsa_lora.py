@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fl_core.federation.adapters import low_rank_faults, scopes_by_role
-from fl_core.federation.base import Averaging
+from fl_core.federation.averaging import Averaging
 from fl_core.types import Params, Scope, ServerState, TensorSpec
 
 if TYPE_CHECKING:

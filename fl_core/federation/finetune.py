@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fl_core.federation.base import (
-    Averaging,
-    LocalResult,
-    Train,
-    as_personal,
-    own_copy_faults,
-    with_scope,
-)
+from fl_core.federation.averaging import Averaging, own_copy_faults
+from fl_core.federation.base import LocalResult, Train
+from fl_core.federation.states import as_personal, with_scope
 from fl_core.types import Params, TensorSpec
 
 if TYPE_CHECKING:

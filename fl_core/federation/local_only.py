@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fl_core.federation.base import Averaging
+from fl_core.federation.averaging import Averaging
 from fl_core.types import Params, Scope, ServerState, TensorSpec
 
 

@@ -16,15 +16,8 @@ import torch
 from torch import Tensor
 
 from fl_core.aggregation import Partial, WeightedMean, Weights
-from fl_core.federation.base import (
-    Averaging,
-    add_update,
-    as_kept,
-    kept,
-    model_part,
-    personal_part,
-    with_scope,
-)
+from fl_core.federation.averaging import Averaging, add_update
+from fl_core.federation.states import as_kept, kept, model_part, personal_part, with_scope
 from fl_core.low_rank import Pair, delta_of, pairs_of, side_by_side
 from fl_core.types import Params, Scope, ServerState, TensorSpec
 

@@ -15,18 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fl_core.checks import check_fields
-from fl_core.federation.base import (
-    Averaging,
-    LocalResult,
-    Train,
-    as_kept,
-    class_feature_faults,
-    kept,
-    personal_part,
-    train_once,
-    where,
-    with_scope,
-)
+from fl_core.federation.averaging import Averaging, class_feature_faults, train_once
+from fl_core.federation.base import LocalResult, Train
+from fl_core.federation.states import as_kept, kept, personal_part, where, with_scope
 from fl_core.types import Params, TensorSpec
 
 if TYPE_CHECKING:

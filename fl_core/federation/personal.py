@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fl_core.federation.base import LocalResult, Train, as_personal, personal_part, train_once
+from fl_core.federation.averaging import train_once
+from fl_core.federation.base import LocalResult, Train
+from fl_core.federation.states import as_personal, personal_part
 from fl_core.types import Params
 
 

@@ -9,19 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from fl_core.aggregation import Weights
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
-from fl_core.federation.base import (
-    Averaging,
-    Gradient,
-    LocalResult,
-    Step,
-    Train,
-    add_update,
-    as_personal,
-    own_copy_faults,
-    personal_part,
-    where,
-    with_scope,
-)
+from fl_core.federation.averaging import Averaging, add_update, own_copy_faults
+from fl_core.federation.base import Gradient, LocalResult, Step, Train
+from fl_core.federation.states import as_personal, personal_part, where, with_scope
 from fl_core.optim import SGD
 from fl_core.types import Params, ServerState, TensorSpec
 

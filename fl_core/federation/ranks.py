@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fl_core.aggregation import Partial, WeightedMean, Weights
 from fl_core.errors import ConfigError
-from fl_core.federation.base import Averaging, LocalResult, Train, train_once
+from fl_core.federation.averaging import Averaging, train_once
+from fl_core.federation.base import LocalResult, Train
 from fl_core.low_rank import Pair, pairs_of
 from fl_core.types import Params, ServerState, TensorSpec
 from fl_core.wire import Shapes

@@ -12,7 +12,7 @@ from typing import Literal
 from fl_core.aggregation import Aggregator
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
-from fl_core.federation.base import Averaging
+from fl_core.federation.averaging import Averaging
 from fl_core.robust_aggregation import Method, RobustAggregator, smallest_cohort
 from fl_core.types import Params, ServerState, TensorSpec
 

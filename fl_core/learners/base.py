@@ -110,7 +110,14 @@ class HasExampleFeatures(Protocol):
 
 
 def masked_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross entropy over the rows whose mask is 1; 0 where there is none. Scalar."""
+    """Mean cross entropy over the rows whose mask is 1; 0 where there is none. Scalar.
+
+    Each row is chosen from its candidates and its label, which an attack may have moved elsewhere.
+    """
+    if batch.candidates is not None:
+        classes = torch.arange(logits.shape[-1], device=logits.device)
+        is_open = batch.candidates | (batch.labels.unsqueeze(-1) == classes)  # [B, C]
+        logits = torch.where(is_open, logits, -torch.inf)
     log_p = torch.log_softmax(logits, dim=-1)
     picked = log_p.gather(-1, batch.labels.unsqueeze(-1)).squeeze(-1)  # [B]
     kept = torch.where(batch.mask > 0, picked, 0.0)

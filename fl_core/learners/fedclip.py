@@ -63,7 +63,8 @@ class FedCLIP:
         texts = frozen.class_features[batch.labels]  # [B, D]
         pairs = frozen.scale * images @ texts.mT  # [B, B]
         filler = torch.where(batch.mask > 0, 0.0, float("-inf")).to(pairs)  # [B]
-        own = batch._replace(labels=torch.arange(len(batch.labels), device=pairs.device))
+        matches = torch.arange(len(batch.labels), device=pairs.device)
+        own = batch._replace(labels=matches, candidates=None)
         by_image = masked_cross_entropy(_reachable(pairs, filler), own)
         return 0.5 * (by_image + masked_cross_entropy(_reachable(pairs.mT, filler), own))
 

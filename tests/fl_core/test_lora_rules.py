@@ -40,7 +40,7 @@ from fl_core.federation import (
     PerAda,
     RoLoRA,
 )
-from fl_core.federation.base import personal_part
+from fl_core.federation.states import personal_part
 from fl_core.local import Training, check_pair
 from fl_core.round import Standing, expected_loads, plan_round, run_round
 from fl_core.seeds import generator

@@ -109,7 +109,8 @@ class ClientActor:
         match job:
             case TrainJob():
                 broadcast = self._decode(message)
-                return [self._train(call, job.round, broadcast) for call in job.groups]
+                trained = [self._train(call, job.round, broadcast) for call in job.groups]
+                return [*trained[:-1], replace(trained[-1], peak_bytes=peak_bytes(self.device))]
             case ScoreSharedJob():
                 params = self._load(message)
                 problem = self._problem(job.target, job.reference)
@@ -159,8 +160,7 @@ class ClientActor:
                 own = {name: tensor[lane] for name, tensor in state.items()}
                 self._states[outcome.client] = (round, own)
         cpu = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-        blob = save(cpu) if cpu else b""
-        return GroupReply(call.index, outcomes, blob, peak_bytes(self.device))
+        return GroupReply(call.index, outcomes, save(cpu) if cpu else b"")
 
     def _attempts(
         self, broadcast: Params, states: Params, work: Work, moment: Moment

@@ -97,7 +97,8 @@ class GroupReply:
     """Outcomes in the order of the group's clients; ``states`` holds their new private states.
 
     It is one safetensors message of tensors stacked to [G, ...]; empty where there are none.
-    ``peak_bytes``: the most memory that the actor has had so far.
+    ``peak_bytes``: the most memory that the actor has had so far, told with the last group of a
+    job.
     """
 
     index: int

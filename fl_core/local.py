@@ -68,8 +68,8 @@ class Problem:
     (each [N, ...]) and ``labels`` [N] are the stored features of all examples, which clients
     address by row. ``views`` (each [N, V, ...]): several random views of each example; where there
     are any, a training step reads one of them instead. ``vmap_safe``: whether the backbone runs
-    under ``torch.vmap``. ``tasks`` int64 [N] and ``candidates`` bool [T, C]: example i is trained to
-    be told from the classes ``candidates[tasks[i]]``; None: from all.
+    under ``torch.vmap``. ``tasks`` int64 [N] and ``candidates`` bool [T, C]: example i is chosen
+    from the classes ``candidates[tasks[i]]``; None: from all.
     """
 
     learner: Learner

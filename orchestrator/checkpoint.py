@@ -2,7 +2,9 @@
 
     <run>/config.yaml         what was asked for, every field resolved
     <run>/population.parquet  which client holds which rows
-    <run>/rounds/000012.safetensors   server tensors, and private state of the accepted clients
+    <run>/environment.json    what it is computed with
+    <run>/rounds/000012.safetensors   server tensors, and private state of the accepted clients;
+                              where the round was scored, what was taken for what
     <run>/rounds/000012.json          the record: it names that file and its SHA-256
     <run>/result.json         written when the run has ended
 
@@ -25,6 +27,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -34,7 +39,9 @@ from fl_core.types import Params, ServerState
 
 logger = logging.getLogger(__name__)
 
-SERVER, CLIENT = "server/", "client/"
+Counts = npt.NDArray[np.int64]
+
+SERVER, CLIENT, CONFUSION = "server/", "client/", "scores/confusion"
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,23 @@ class RunStore:
     # -- rounds ------------------------------------------------------------------------------
 
     def commit(
-        self, record: RoundRecord, server: ServerState, states: Mapping[int, Params]
+        self,
+        record: RoundRecord,
+        server: ServerState,
+        states: Mapping[int, Params],
+        confusion: Counts | None = None,
     ) -> RoundRecord:
-        """Make a round durable and return its record as written."""
+        """Make a round durable and return its record as written.
+
+        confusion: counts [C, C] of the shared model on the test split, where they were taken. They
+        stay as long as the round's tensors do, which those of the last and the chosen round do.
+        """
         self.rounds_folder.mkdir(parents=True, exist_ok=True)
         tensors = {SERVER + name: t for name, t in server.tensors.items()}
         for client, state in states.items():
             tensors |= {f"{CLIENT}{client}/{name}": t for name, t in state.items()}
+        if confusion is not None:
+            tensors[CONFUSION] = torch.from_numpy(confusion.astype(np.int32))
         stem = f"{record.round + 1:06d}"
         blob = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         # Both files reach the disk at the same time; the record gets its name last.
@@ -180,6 +197,11 @@ class RunStore:
             return None
         own = {n.removeprefix(SERVER): t for n, t in tensors.items() if n.startswith(SERVER)}
         return ServerState(own, record.round + 1, dict(record.changed))
+
+    def confusion(self, record: RoundRecord) -> Counts | None:
+        """Counts [C, C] of a committed round, or None where there are none."""
+        found = (self.tensors(record) or {}).get(CONFUSION)
+        return None if found is None else found.numpy().astype(np.int64)
 
     def client_states(self, wanted: Mapping[int, int]) -> dict[int, Params]:
         """Private state of clients, each from the committed round that ``wanted`` names for it."""

@@ -84,9 +84,7 @@ class Coordinator:
     def _execute(self, plan: RoundPlan, message: bytes) -> Iterator[tuple[int, Sequence[Outcome]]]:
         """Run a plan's groups on the slots, one call per slot."""
 
-        def make(slot: int, parts: list[int], cold: bool) -> Job:
-            if cold:
-                self.placement.forget(slot)
+        def make(slot: int, parts: list[int]) -> Job:
             states, versions = self.ledger.client_states, self.ledger.versions_of
             groups = [(i, versions(plan.groups[i])) for i in parts]
             calls = (self.placement.group(i, slot, group, states) for i, group in groups)
@@ -134,10 +132,12 @@ class Coordinator:
             loads={str(client): load for client, load in result.loads.items()},
             metrics=metrics,
         )
+        confusion = None
         if self._is_due(server.round):
             began = time.perf_counter()
             scores = self.scorer.score(server, self.fresh_state)
             metrics |= {**scores.flat, "time/eval_s": time.perf_counter() - began}
+            confusion = scores.confusion
             validation = scores.validation.accuracy if scores.validation else None
             record = replace(
                 record, metrics=metrics, client_metrics=scores.by_client, validation=validation
@@ -149,7 +149,7 @@ class Coordinator:
                 client_metrics={**record.client_metrics, **references.by_client},
             )
         record = replace(record, time_ms=time.time_ns() // 1_000_000)
-        return Committed(self.store.folder.name, self.ledger.commit(record, server))
+        return Committed(self.store.folder.name, self.ledger.commit(record, server, confusion))
 
     def _account(self, result: RoundResult) -> dict[str, float]:
         """What a round cost and what that leaves; decides on the round that comes next."""

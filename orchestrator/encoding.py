@@ -65,7 +65,9 @@ def with_fresh_views(
         ]
         views[kind] = torch.from_numpy(np.concatenate(parts)).to(device)
     index = torch.from_numpy(rows)
-    small = replace(problem, labels=problem.labels[index.to(device)], inputs={}, views=views)
+    there = index.to(device)
+    tasks = None if problem.tasks is None else problem.tasks[there]
+    small = replace(problem, labels=problem.labels[there], tasks=tasks, inputs={}, views=views)
     return small, [torch.searchsorted(index, shard) for shard in shards]
 
 

@@ -151,21 +151,33 @@ class RayExecutor:
         return errors.RayActorError, errors.ObjectLostError, errors.GetTimeoutError
 
     def _replace(self, slot: int, error: Exception) -> None:
-        logger.warning(
-            "slot %d lost its actor (%s); a new one takes over", slot, type(error).__name__
-        )
-        self._ray.kill(self._actors[slot])
-        self._actors[slot] = self._start(slot)
-        if self._setup is None:
-            return
-        ready = self._actors[slot].configure.remote(self._setup)
-        try:
-            self._ray.get(ready, timeout=self.timeout_s)
-        except self._ray.exceptions.GetTimeoutError as late:
-            raise SliceLostError(
-                f"slot {slot} lost its actor, and no other could start within {self.timeout_s:g} s "
-                f"(resources.timeout_s): no node has room for a slice of {self.slices.bundle}."
-            ) from late
+        """Start a new actor, and another where that one dies too.
+
+        It does where a node was lost: until the cluster notices, actors are still sent there.
+        """
+        for _ in range(MAX_REPLACEMENTS):
+            name = type(error).__name__
+            logger.warning("slot %d lost its actor (%s); a new one takes over", slot, name)
+            self._ray.kill(self._actors[slot])
+            self._actors[slot] = self._start(slot)
+            if self._setup is None:
+                return
+            ready = self._actors[slot].configure.remote(self._setup)
+            try:
+                self._ray.get(ready, timeout=self.timeout_s)
+                return
+            except self._ray.exceptions.GetTimeoutError as late:
+                raise SliceLostError(
+                    f"slot {slot} lost its actor, and no other was ready within "
+                    f"{self.timeout_s:g} s (resources.timeout_s): no node has room for a slice of "
+                    f"{self.slices.bundle}, or it takes longer to start."
+                ) from late
+            except self._losses() as again:
+                error = again
+        raise ResourceError(
+            f"{MAX_REPLACEMENTS} new actors of slot {slot} died before they were ready: {error}. A "
+            "slice may be too small: raise resources.slice."
+        ) from error
 
     def _start(self, slot: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

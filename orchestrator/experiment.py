@@ -14,7 +14,7 @@ import torch
 from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
 from fl_core.backbones.union import Backbone, load_backbone, modality, prepare_backbone
 from fl_core.errors import ConfigError
-from fl_core.learners import Learner, LoRA, ZeroShot
+from fl_core.learners import Learner, ZeroShot
 from fl_core.types import Task
 from fl_core.wire import FP32
 from orchestrator.config import ExperimentConfig
@@ -68,7 +68,7 @@ def references(config: ExperimentConfig) -> Mapping[str, Learner]:
     if modality(config.backbone) == "image":
         return REFERENCES
     learner = config.learner
-    return {"zero_shot": learner} if isinstance(learner, LoRA) and learner.transfers else {}
+    return {"zero_shot": learner} if learner.transfers else {}
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,10 @@ class Experiment:
 
     def _data(self, target: Target) -> TargetData:
         task = Task(target.classes, target.templates)
-        return TargetData(task, self.features[target.dataset], target.labels)
+        features = self.features[target.dataset]
+        if target.tasks is None:
+            return TargetData(task, features, target.labels)
+        return TargetData(task, features, target.labels, target.tasks, target.candidates)
 
 
 def prepare_experiment(config: ExperimentConfig) -> Experiment:

@@ -16,6 +16,7 @@ from fl_core.seeds import generator
 from fl_core.types import Params, Task
 from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
+from orchestrator.environment import ENVIRONMENT_FILE
 from orchestrator.loading import load_config
 from orchestrator.results import Result
 from scenarios.data.catalogue import PACKAGED_BACKBONES, load_dataset
@@ -33,7 +34,9 @@ def export_run(result: Result) -> dict[str, Path]:
     """Write the exports into the run's folder; artifact name -> path, for tracking.
 
     shared.safetensors: the final shared tensors. clients.csv: accuracy of each client's model on
-    its own test data, last round. summary.json: the numbers of the final table.
+    its own test data, last round. confusion.csv, confusion_chosen.csv: test rows by true class
+    (row) and class that the shared model predicts (column), in the last and the chosen round.
+    environment.json: what the run was computed with. summary.json: the numbers of the final table.
     """
     folder = result.folder
     found = {
@@ -49,8 +52,26 @@ def export_run(result: Result) -> dict[str, Path]:
         picture(population).savefig(found["population.png"], dpi=120)
     found["clients.csv"] = folder / "clients.csv"
     found["clients.csv"].write_text(_client_table(result))
+    if (folder / ENVIRONMENT_FILE).exists():
+        found[ENVIRONMENT_FILE] = folder / ENVIRONMENT_FILE
+    found |= _confusions(result)
     found["summary.json"] = folder / "summary.json"
     found["summary.json"].write_text(json.dumps(result.summary, indent=2, sort_keys=True))
+    return found
+
+
+def _confusions(result: Result) -> dict[str, Path]:
+    import pandas as pd
+
+    wanted = {"confusion.csv": result.last, "confusion_chosen.csv": result.selected}
+    found = {}
+    for name, record in wanted.items():
+        counts = None if record is None else result.confusion_after(record)
+        if counts is not None:
+            classes = Population.load(result.folder / "population.parquet").classes
+            table = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=classes)
+            found[name] = result.folder / name
+            table.to_csv(found[name])
     return found
 
 

@@ -11,6 +11,7 @@ from cluster.slices import check_placement, choose_num_slots, count_slices, slic
 from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.coordinator import Coordinator
+from orchestrator.environment import note_environment
 from orchestrator.events import Event, Finished
 from orchestrator.executors import Executor, InlineExecutor, RayExecutor
 from orchestrator.experiment import Experiment, prepare_experiment, run_folder
@@ -82,8 +83,9 @@ def wanted_slots(config: ExperimentConfig, available: int) -> int:
 
 
 def _write_description(store: RunStore, experiment: Experiment) -> None:
-    """What the run is about, beside its rounds: config, and who holds which rows."""
+    """What the run is about, beside its rounds: config, who holds which rows, with what it runs."""
     store.write_text("config.yaml", to_yaml(experiment.config))
+    note_environment(store, experiment.config.resources.threads)
     manifest = store.folder / "population.parquet"
     if not manifest.exists():
         experiment.population.save(manifest)

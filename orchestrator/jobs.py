@@ -33,12 +33,15 @@ SHARED_FROM_BYTES = 64 * 1024
 class TargetData:
     """Examples and what they are told apart by.
 
-    features: where in the feature store each kind of input lies; labels int64 [N].
+    features: where in the feature store each kind of input lies; labels int64 [N]. tasks int64 [N]
+    and candidates bool [T, C]: row i is chosen from ``candidates[tasks[i]]``; None: from all.
     """
 
     task: Task
     features: Mapping[str, FeatureKey]
     labels: Rows
+    tasks: Rows | None = None
+    candidates: Bools | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fl_core.errors import StateError
 from fl_core.round import Load
 from fl_core.types import Params, ServerState
 from orchestrator.budget import Spent
-from orchestrator.checkpoint import RoundRecord, RunStore
+from orchestrator.checkpoint import Counts, RoundRecord, RunStore
 from scenarios.evaluate import ValidationScore, choose_round
 
 
@@ -78,12 +78,14 @@ class Ledger:
         here = {c: self._staged[c] for c, r in wanted.items() if self._is_staged(c, r)}
         return here | self.store.client_states({c: r for c, r in wanted.items() if c not in here})
 
-    def commit(self, record: RoundRecord, server: ServerState) -> RoundRecord:
+    def commit(
+        self, record: RoundRecord, server: ServerState, confusion: Counts | None = None
+    ) -> RoundRecord:
         """Make the staged round durable; then let go of files that nothing needs any more.
 
         What the round before needs stays too, in case the newest file is damaged.
         """
-        written = self.store.commit(record, server, self._staged)
+        written = self.store.commit(record, server, self._staged, confusion)
         self.stage(-1, {})
         self._note(written)
         self._on_disk.add(written.round)

@@ -14,8 +14,8 @@ Fetch = Callable[[Mapping[int, int]], Mapping[int, Params]]
 """Private states by client, for client -> round at which its state stands."""
 
 
-MakeJob = Callable[[int, list[int], bool], Job]
-"""The job for (slot, numbers of its parts, whether its actor is new and holds no state)."""
+MakeJob = Callable[[int, list[int]], Job]
+"""The job for (slot, numbers of its parts)."""
 
 
 class Placement:
@@ -26,11 +26,20 @@ class Placement:
         self._holders: dict[int, tuple[int, int]] = {}
 
     def calls(self, num_parts: int, make: MakeJob) -> list[Call]:
-        """One call per slot: parts 0..n-1 are dealt out in turn; ``make(slot, parts, cold)``."""
+        """One call per slot: parts 0..n-1 are dealt out in turn.
+
+        A job that is made again is for a new actor: what the old one held is forgotten.
+        """
 
         def call(slot: int) -> Call:
             parts = list(range(slot, num_parts, self.num_slots))
-            return Call(slot, lambda cold: make(slot, parts, cold))
+
+            def job(cold: bool) -> Job:
+                if cold:
+                    self.forget(slot)
+                return make(slot, parts)
+
+            return Call(slot, job)
 
         return [call(slot) for slot in range(min(self.num_slots, num_parts))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,7 +27,11 @@ def build_problem(setup: Setup, device: torch.device, target: str, learner: Lear
     # A row without a label is never asked for, but the first row fills up idle lanes.
     labels = torch.from_numpy(np.maximum(data.labels, 0)).to(device)
     initial = learner.init(frozen, generator(setup.seed, "init"))
-    return Problem(learner, frozen, initial, inputs, labels, backbone.groupable)
+    problem = Problem(learner, frozen, initial, inputs, labels, backbone.groupable)
+    if data.tasks is None or data.candidates is None:
+        return problem
+    tasks, candidates = as_tensor(data.tasks), as_tensor(data.candidates)
+    return replace(problem, tasks=tasks.to(device), candidates=candidates.to(device))
 
 
 def stored_inputs(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fl_core.errors import StateError
 from fl_core.types import Params
-from orchestrator.checkpoint import RoundRecord, RunStore
+from orchestrator.checkpoint import Counts, RoundRecord, RunStore
 from orchestrator.loading import load_config
 from scenarios.evaluate import ValidationScore, choose_round
 
@@ -71,6 +71,18 @@ class Result:
         }
         best = choose_round(by_round)
         return None if best is None else next(r for r in self.records if r.round == best)
+
+    @cached_property
+    def confusion(self) -> Counts | None:
+        """Test rows by true and predicted class [C, C]: of the shared model, after the last round.
+
+        None where there is no shared model, and with more than 256 classes.
+        """
+        return self.confusion_after(self.last)
+
+    def confusion_after(self, record: RoundRecord) -> Counts | None:
+        """The same of another round: kept for the last few and the chosen one, None for others."""
+        return RunStore(self.folder).confusion(record)
 
     @cached_property
     def parameters(self) -> Params:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -87,7 +88,7 @@ class Scorer:
         zero_shot = reference.client_metrics.get(OWN.replace("eval", "reference/zero_shot", 1))
         measured = measure(self.population, exams, list(zero_shot) if zero_shot else None)
         gains = compare_with_zero_shot(measured.flat, reference.metrics)
-        return Metrics({**measured.flat, **gains}, measured.by_client, measured.validation)
+        return replace(measured, flat={**measured.flat, **gains})
 
     def references(self, names: Sequence[str]) -> Metrics:
         """What untrained models reach on every target, and the majority class."""

@@ -62,7 +62,7 @@ class Session:
                 if attempt == MAX_RESTARTS:
                     raise
                 slices = self._reserve(config)  # results do not depend on how many there are
-                logger.warning("%s The run goes on with %d slices.", error, slices.num)
+                logger.warning("%s The run goes on with those left: %d.", error, slices.num)
 
     def coordinator_pid(self) -> int | None:
         """Process id of the coordinator's actor; None where there is none."""

@@ -31,6 +31,9 @@ Values = list[float | None]
 OWN = "eval/personal/accuracy"
 """Of each client's model on its own test rows: the mean over clients, and by client."""
 
+CONFUSION_UP_TO = 256
+"""Most classes of which a confusion matrix is kept: 256 KiB with four bytes a cell."""
+
 _CLIENT_NAMES = {
     "mean": "accuracy",
     "weighted_mean": "weighted_accuracy",
@@ -93,11 +96,16 @@ class Exam:
 
 @dataclass(frozen=True)
 class Metrics:
-    """flat: by name. by_client: by name, one value per client, None where it has none."""
+    """flat: by name. by_client: by name, one value per client, None where it has none.
+
+    confusion: counts [C, C] of the shared model on the whole test split, true class by row; None
+    where there is no shared model, and with more than 256 classes.
+    """
 
     flat: Mapping[str, float] = field(default_factory=dict)
     by_client: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     validation: ValidationScore | None = None
+    confusion: Ints | None = None
 
 
 def measure(population: Population, exams: Sequence[Exam], zero_shot: Values | None) -> Metrics:
@@ -134,7 +142,7 @@ def measure(population: Population, exams: Sequence[Exam], zero_shot: Values | N
         flat["eval/validation/accuracy"] = validation.accuracy
     by_client: dict[str, Values] = {OWN: own}
     known = {name: value for name, value in flat.items() if value is not None}
-    return Metrics(known, by_client, validation)
+    return Metrics(known, by_client, validation, _confusion(population, home.shared))
 
 
 def measure_reference(population: Population, name: str, exams: Sequence[Exam]) -> Metrics:
@@ -164,6 +172,14 @@ def _global(population: Population, shared: Scored) -> dict[str, float | None]:
             name = f"eval/domain/{population.domains[code]}/accuracy"
             found[name] = own.tally(labels).accuracy
     return found
+
+
+def _confusion(population: Population, shared: Scored | None) -> Ints | None:
+    num_classes = len(population.classes)
+    if shared is None or num_classes > CONFUSION_UP_TO:
+        return None
+    rows = population.global_test
+    return confusion(population.labels[rows], shared.of(rows).predicted, num_classes)
 
 
 def _described(

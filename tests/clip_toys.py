@@ -18,6 +18,7 @@ from fl_core.backbones.union import Backbone
 from fl_core.learners import (
     BPL,
     DPFPL,
+    IA3,
     LEARNERS,
     VPT,
     CoCoOp,
@@ -28,8 +29,10 @@ from fl_core.learners import (
     MaPLe,
     PFedMoAP,
     Plot,
+    Prefix,
     ProDA,
     PromptSRC,
+    PromptTuning,
     ZeroShot,
 )
 from fl_core.local import Problem
@@ -52,6 +55,9 @@ SMALL = {
     DPFPL: DPFPL(num_tokens=4, rank=2, clip=0.5, shared_noise=0.1, personal_noise=0.1),
     LoraClip: LoraClip(alpha=8.0),
     LoRA: LoRA(rank=2, head="similarity", scale=5.0, pooling="first"),
+    IA3: IA3(head="similarity", scale=5.0, pooling="first"),
+    PromptTuning: PromptTuning(num_tokens=8, head="similarity", scale=10.0),
+    Prefix: Prefix(num_tokens=8, head="similarity", scale=10.0, std=0.3),
     BPL: BPL(reduction=8, prior_std=0.1, kl_weight=1e-3),
     PFedMoAP: PFedMoAP(num_tokens=4, gate_width=8, heads=2),
     Plot: Plot(num_prompts=2, num_tokens=4, max_iterations=10),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fl_core.backbones.language import Language, LanguageModel, load_language, prepare_language
-from fl_core.learners.lora import LoRA
+from fl_core.learners import Learner
 from fl_core.local import Problem
 from fl_core.seeds import generator
 from fl_core.types import Task
@@ -102,7 +102,7 @@ def write_texts(folder: Path) -> Path:
 
 
 def language_problem(
-    learner: LoRA, backbone: Language, classes: tuple[str, ...] = CLASSES
+    learner: Learner, backbone: Language, classes: tuple[str, ...] = CLASSES
 ) -> Problem:
     texts, labels = texts_and_labels(len(classes))
     inputs = {kind: backbone.encoder(kind)(texts) for kind in learner.inputs}

@@ -10,7 +10,7 @@ from orchestrator.methods import METHODS, settings_of
 
 FOLDER = Path(__file__).parents[1] / "examples" / "papers"
 FILES = sorted(FOLDER.glob("*.yaml"))
-ELSEWHERE = {"coop", "lora_clip", "zero_shot"}
+ELSEWHERE = {"coop", "ia3", "lora_clip", "prefix", "prompt_tuning", "zero_shot"}
 """Files that are called by their learner, as no published name is."""
 
 

@@ -26,7 +26,7 @@ from fl_core.backbones.vision import rebuild
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError, DataError, StateError
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -134,6 +134,11 @@ class Language:
     def lora_modules(self) -> tuple[str, ...]:
         """The modules that peft adapts by default in such a model; empty if it knows none."""
         return tuple(self.info["lora_modules"])
+
+    @property
+    def ia3_modules(self) -> Mapping[str, list[str]]:
+        """Those that peft rescales: ``modules``, ``feedforward`` among them; empty if none."""
+        return dict(self.info["ia3_modules"])
 
     @property
     def groupable(self) -> bool:

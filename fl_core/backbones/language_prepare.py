@@ -126,6 +126,7 @@ def _write(spec: LanguageModel, place: str, config: Any, causal: bool, to: Path)
         "num_layers": int(config.num_hidden_layers),
         "max_positions": int(getattr(config, "max_position_embeddings", 0)) or None,
         "lora_modules": _lora_modules(config.model_type),
+        "ia3_modules": _ia3_modules(config.model_type),
         "pad_id": _pad_id(config),
         "tied": tied,
         "kept_dtype": kept,
@@ -199,6 +200,14 @@ def _lora_modules(model_type: str) -> list[str]:
 
     known = KNOWN.get(model_type, [])
     return list(known) if not isinstance(known, str) else []
+
+
+def _ia3_modules(model_type: str) -> dict[str, list[str]]:
+    from peft.utils import constants as known
+
+    modules = known.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(model_type, [])
+    before = known.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(model_type, [])
+    return {"modules": list(modules), "feedforward": list(before)}
 
 
 def _pad_id(config: Any) -> int:

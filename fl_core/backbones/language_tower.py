@@ -16,74 +16,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl_core.backbones.language import Language
+from fl_core.backbones.language_front import PREFIX, past_of, see_front, with_prompt
+from fl_core.backbones.language_layers import HELD, PROMPT, Adapted, Prompted, Skipped, Stored
 from fl_core.backbones.token_rows import PADDING
-from fl_core.draws import uniform
 from fl_core.errors import ConfigError
 from fl_core.types import Params
-
-LORA_A, LORA_B, DELTA, KEY = "lora_A", "lora_B", "delta", "key"
-HELD = (LORA_A, LORA_B, DELTA, KEY)
-
-
-class Adapted(nn.Module):
-    """A frozen linear layer x W' + scale (drop(x) A') B', with A [r, d_in] and B [d_out, r].
-
-    delta [d_out, d_in] is added to W where it is given; key, an int64 scalar, is that of the draws
-    of ``drop``, and nothing is dropped without it. What is not given is empty.
-    """
-
-    def __init__(self, layer: nn.Module, path: str, scale: float, dropout: float) -> None:
-        super().__init__()
-        self.layer, self.path, self.scale, self.dropout = layer, path, scale, dropout
-        for name in HELD:
-            self.register_buffer(name, torch.empty(0), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        a, b, delta, key = (self.get_buffer(name) for name in HELD)
-        if a.numel():
-            kept = self._dropped(x, key) if self.dropout and key.numel() else x
-            out = out + self.scale * F.linear(F.linear(kept, a.to(x.dtype)), b.to(x.dtype))
-        if delta.numel():
-            out = out + F.linear(x, delta.to(x.dtype))
-        return out
-
-    def _dropped(self, x: Tensor, key: Tensor) -> Tensor:
-        drawn = uniform(key, f"dropout {self.path}", *x.shape)
-        return torch.where(drawn < self.dropout, 0.0, x / (1 - self.dropout))
-
-
-class Skipped(nn.Module):
-    """Stands for a layer that is not computed: hands on what it gets."""
-
-    def __init__(self, in_tuple: bool) -> None:
-        super().__init__()
-        self.in_tuple = in_tuple
-
-    def forward(self, hidden: Tensor, *others: Any, **named: Any) -> Any:
-        return (hidden,) if self.in_tuple else hidden
-
-
-class Stored(Skipped):
-    """Stands for the last of the layers that are not computed: puts out stored states."""
-
-    def __init__(self, in_tuple: bool) -> None:
-        super().__init__(in_tuple)
-        self.register_buffer("states", torch.empty(0), persistent=False)
-
-    def forward(self, hidden: Tensor, *others: Any, **named: Any) -> Any:
-        states = self._buffers["states"]
-        assert states is not None  # handed in with every call
-        return super().forward(states)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One place of an adapter: the module's path, as peft names it, and the layer's widths."""
+    """One place of an adapter: the module's path, as peft names it, and the layer's widths.
+
+    before: whether what is trained acts on the layer's inputs alone (IA3).
+    """
 
     path: str
     d_in: int
     d_out: int
+    before: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +42,7 @@ class Tower:
 
     body: the model without its output layer; prefix: what paths have before those within it.
     stored_at: the path of the layer in whose place stored states come in, if there is one.
+    prompted_at: the path of the word embeddings, where a prompt can take their place.
     """
 
     body: nn.Module
@@ -102,6 +53,7 @@ class Tower:
     pad_id: int
     dtype: torch.dtype
     stored_at: str | None = None
+    prompted_at: str | None = None
 
     def __call__(
         self,
@@ -115,22 +67,43 @@ class Tower:
 
         allowed: bool [B, L, L], which tokens (last axis) each token sees. positions: [B, L], None
         to count from the left. states: [B, L, d] of the layer below the first that is computed.
+        A ``prompt`` [P, d] and a ``prefix`` [P, 2 layers, h, d_h] among params come before the
+        texts, and are not among the states.
         """
         held = {n.removeprefix(self.prefix): t for n, t in params.items() if self._is_held(n)}
         if self.stored_at is not None:
             assert states is not None  # the learner asks for them among its inputs
             held[f"{self.stored_at}.states"] = states.to(self.dtype)
-        # Not -inf: padding may see nothing at all. Some models take the softmax in float32.
-        lowest = max(torch.finfo(self.dtype).min, torch.finfo(torch.float32).min)
-        mask = torch.zeros(allowed.shape, dtype=self.dtype, device=ids.device)
-        mask = torch.where(allowed, mask, lowest).unsqueeze(-3)  # [B, 1, L, L]
         tokens = torch.where(ids == PADDING, self.pad_id, ids).long()
-        named: dict[str, Any] = {"attention_mask": mask}
+        named: dict[str, Any] = {"use_cache": False} if self.causal else {}
+        num_prompt = 0
+        if (prompt := params.get(PROMPT)) is not None:
+            held[f"{self.prompted_at}.{PROMPT}"], num_prompt = prompt, len(prompt)
+            allowed, positions = with_prompt(allowed, positions, num_prompt, self.causal)
+            # Any token stands in for a prompt's, save padding, of which some models count none.
+            tokens = F.pad(tokens, (num_prompt, 0), value=int(self.pad_id == 0))
+        if (prefix := params.get(PREFIX)) is not None:
+            named["past_key_values"] = past_of(prefix, len(ids), self.dtype)
+            allowed = see_front(allowed, len(prefix))
+            positions = None if positions is None else positions + len(prefix)
+        named["attention_mask"] = self._mask(allowed)
         named |= {} if positions is None else {"position_ids": positions}
-        named |= {"use_cache": False} if self.causal else {}
         out: Any = torch.func.functional_call(self.body, held, (tokens,), named)
         hidden: Tensor = out.last_hidden_state
-        return hidden
+        return hidden[:, num_prompt:]
+
+    def _mask(self, allowed: Tensor) -> Tensor:
+        # Not -inf: padding may see nothing at all. Some models take the softmax in float32.
+        lowest = max(torch.finfo(self.dtype).min, torch.finfo(torch.float32).min)
+        mask = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
+        return torch.where(allowed, mask, lowest).unsqueeze(-3)  # [B, 1, L, L]
+
+    def words(self) -> Tensor:
+        """The frozen embeddings of all words, [V, d]."""
+        table: Any = self.body.get_input_embeddings()  # type: ignore[operator]
+        words: Any = table.layer if isinstance(table, Prompted) else table
+        weight: Tensor = words.weight
+        return weight
 
     @property
     def device(self) -> torch.device:
@@ -154,9 +127,13 @@ def build_tower(
     *,
     dropout: float = 0.0,
     top_layers: int | None = None,
+    prompted: bool = False,
 ) -> Tower:
     """The tower with places for adapters in all linear layers whose path ends in one of
-    ``modules``, or in those of the top layers; then the layers below are left out."""
+    ``modules``, or in those of the top layers; then the layers below are left out.
+
+    prompted: whether it takes a prompt.
+    """
     module = backbone.build()
     body, prefix = _body(module, backbone.causal)
     layers_path, layers = _layers(body, backbone.num_layers)
@@ -188,6 +165,7 @@ def build_tower(
         int(backbone.info["pad_id"]),
         backbone.dtype,
         stored_at,
+        _open_for_prompts(body) if prompted else None,
     )
 
 
@@ -234,6 +212,14 @@ def _body(module: nn.Module, causal: bool) -> tuple[nn.Module, str]:
     body: nn.Module = module.base_model if causal else module  # type: ignore[assignment]
     prefix = next(name for name, part in module.named_modules() if part is body)
     return body, f"{prefix}." if prefix else ""
+
+
+def _open_for_prompts(body: nn.Module) -> str:
+    words = body.get_input_embeddings()  # type: ignore[operator]
+    path: str = next(name for name, part in body.named_modules() if part is words)
+    owner, _, leaf = path.rpartition(".")
+    setattr(body.get_submodule(owner), leaf, Prompted(words))
+    return path
 
 
 def _layers(body: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]:

@@ -12,14 +12,17 @@ from fl_core.learners.fedclip import FedCLIP
 from fl_core.learners.fedotp import FedOTP
 from fl_core.learners.fedpgp import FedPGP
 from fl_core.learners.fedtpg import FedTPG
+from fl_core.learners.ia3 import IA3
 from fl_core.learners.kgcoop import KgCoOp
 from fl_core.learners.lora import LoRA
 from fl_core.learners.lora_clip import LoraClip
 from fl_core.learners.maple import MaPLe
 from fl_core.learners.pfedmoap import PFedMoAP
 from fl_core.learners.plot import Plot
+from fl_core.learners.prefix import Prefix
 from fl_core.learners.proda import ProDA
 from fl_core.learners.prograd import ProGrad
+from fl_core.learners.prompt_tuning import PromptTuning
 from fl_core.learners.promptfolio import PromptFolio
 from fl_core.learners.promptsrc import PromptSRC
 from fl_core.learners.vpt import VPT
@@ -47,6 +50,9 @@ AnyLearner = (
     | ClipAdapter
     | FedCLIP
     | LoRA
+    | IA3
+    | PromptTuning
+    | Prefix
 )
 """At once the config schema, the list in error messages, and the list for the contract tests."""
 
@@ -55,6 +61,7 @@ LEARNERS: tuple[type[AnyLearner], ...] = get_args(AnyLearner)
 __all__ = [
     "BPL",
     "DPFPL",
+    "IA3",
     "LEARNERS",
     "VPT",
     "AnyLearner",
@@ -74,9 +81,11 @@ __all__ = [
     "MaPLe",
     "PFedMoAP",
     "Plot",
+    "Prefix",
     "ProDA",
     "ProGrad",
     "PromptFolio",
     "PromptSRC",
+    "PromptTuning",
     "ZeroShot",
 ]

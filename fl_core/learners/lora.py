@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fl_core.backbones.language import Language
-from fl_core.backbones.language_tower import KEY, LORA_A, LORA_B, build_tower
+from fl_core.backbones.language_layers import KEY, LORA_A, LORA_B
+from fl_core.backbones.language_tower import build_tower
 from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.learners.base import Feature
 from fl_core.learners.text_heads import Pooling
-from fl_core.learners.text_model import Head, TextModel, text_model
+from fl_core.learners.text_model import Head, TextModel, check_top_layers, text_model
 from fl_core.types import Batch, Params, Role, Task, TensorSpec
 
 ROLES: Mapping[str, Role] = {LORA_A: "lora_A", LORA_B: "lora_B"}
@@ -55,11 +56,7 @@ class LoRA:
     def __post_init__(self) -> None:
         bounds = {"rank": ">= 1", "alpha": "> 0", "dropout": "from 0 to below 1"}
         check_fields(self, **bounds, top_layers=">= 1", scale="> 0")
-        if self.top_layers is not None and self.head == "label_words":
-            raise ConfigError(
-                "top_layers is not allowed with head = label_words: the label's tokens have to "
-                "pass through all layers. Set top_layers=null, or another head."
-            )
+        check_top_layers(self.top_layers, self.head)
 
     @property
     def inputs(self) -> tuple[str, ...]:

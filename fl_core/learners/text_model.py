@@ -95,6 +95,28 @@ class TextModel:
         return F.linear(h, params[WEIGHT].to(h.dtype), params[BIAS].to(h.dtype))
 
 
+def check_top_layers(top_layers: int | None, head: Head) -> None:
+    """ConfigError for a pair that cannot be."""
+    if top_layers is not None and head == "label_words":
+        raise ConfigError(
+            "top_layers is not allowed with head = label_words: the label's tokens have to "
+            "pass through all layers. Set top_layers=null, or another head."
+        )
+
+
+def check_room(model: TextModel, backbone: Language, num_tokens: int) -> None:
+    """ConfigError where ``num_tokens`` trained tokens, a text and a label have no room."""
+    room = backbone.info["max_positions"]
+    label = 0 if model.words is None else model.words.ids.shape[1]
+    if room is not None and num_tokens + backbone.max_length + label > room:
+        behind = f" and {label} of the label" if label else ""
+        raise ConfigError(
+            f"learner.num_tokens = {num_tokens} has no room: the model has {room} positions, for "
+            f"these, backbone.max_length = {backbone.max_length}{behind}. Set "
+            f"backbone.max_length to at most {room - label - num_tokens}, or fewer num_tokens."
+        )
+
+
 def text_model(
     backbone: Language, task: Task, tower: Tower, head: Head, pooling: Pooling, scale: float
 ) -> TextModel:

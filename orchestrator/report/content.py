@@ -24,6 +24,7 @@ from orchestrator.report.decisions import (
     how_sure,
     sentence,
 )
+from orchestrator.report.environment import environment_cautions
 from orchestrator.report.gather import Material
 from orchestrator.report.tables import (
     METHOD,
@@ -123,7 +124,7 @@ def make_report(material: Material, ask: Ask) -> Report:
         _target_table(answers),
         *result_tables.all_tables(material.rows, outcomes, comparison, curves),
     ]
-    cautions = _cautions(material, answers)
+    cautions = [*_cautions(material, answers), *environment_cautions(material.rows)]
     return Report(
         ask, answers, tables, cautions, material.left_out, material.rows, curves, comparison
     )

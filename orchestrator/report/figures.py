@@ -28,6 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: Sequence[Any] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)))
 REFERENCE_COLOUR = "#666666"
+NUMBERED_CLASSES = 20
+"""Up to so many classes the cells of a confusion matrix have room for their numbers."""
 LOG_FROM = 20.0
 """The axis is logarithmic where one method sends at least so many times as much as another."""
 
@@ -112,6 +114,31 @@ def clients_figure(by_client: Mapping[str, Sequence[float]], what: str) -> str:
         axes.set_ylim(len(by_client) - 0.4, -0.6)
         axes.set_xlabel(f"{what} (%)")
         return as_svg(figure, "clients")
+
+
+def confusion_figure(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
+    """counts [C, C], true class by row, as shares of each row; empty rows stay blank."""
+    size = len(classes)
+    side = min(10.0, 2.4 + 0.32 * size)
+    names = [plain(name if len(name) <= 24 else f"{name[:23]}…") for name in classes]
+    with _drawing(side + 1.0, side, "What is taken for what") as (figure, axes):
+        axes.grid(False)
+        totals = counts.sum(axis=1, keepdims=True)  # [C, 1]
+        shares = np.where(totals > 0, 100 * counts / np.maximum(totals, 1), np.nan)  # [C, C]
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+        if size <= NUMBERED_CLASSES:
+            for row, column in zip(*np.nonzero(counts), strict=True):
+                share = shares[row, column]
+                colour = "white" if share > 55 else "black"
+                axes.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", size=7.5, color=colour
+                )
+        axes.set_xticks(range(size), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(size), names, fontsize=8)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        figure.colorbar(image, ax=axes, label="% of the true class", fraction=0.045)
+        return as_svg(figure, "confusion")
 
 
 def as_svg(figure: Figure, salt: str) -> str:

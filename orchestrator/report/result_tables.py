@@ -1,12 +1,9 @@
-"""Tables of results: by scenario, paired tests, per client, time by phase, runs, environment."""
+"""Tables of results: by scenario, paired tests, per client, time by phase, runs."""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
@@ -14,6 +11,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.lineup import Row
 from orchestrator.compare.outcomes import Outcome
 from orchestrator.report.curves import Curve, Curves
+from orchestrator.report.environment import environment_table
 from orchestrator.report.tables import (
     METHOD,
     RUNS,
@@ -26,8 +24,6 @@ from orchestrator.report.tables import (
     percent,
 )
 from scenarios.evaluate import OWN
-
-PACKAGES = ("fedarena", "torch", "open_clip_torch", "transformers", "ray", "mlflow", "numpy")
 
 RESULTS = {
     "eval/personal/accuracy": percent("clients", "clients"),
@@ -213,26 +209,6 @@ def runs_table(outcomes: Sequence[Outcome], curves: Curves) -> Table:
         "named. `fedarena show RUN` tells its settings."
     )
     return Table("runs", "Every run", columns, rows, note)
-
-
-def environment_table(rows: Sequence[Row]) -> Table:
-    """Where the report was written: a run's folder does not hold what it was computed with."""
-    told: list[list[Cell]] = [["Python", platform.python_version()]]
-    for package in PACKAGES:
-        try:
-            told.append([package, version(package)])
-        except PackageNotFoundError:
-            continue
-    told.append(["system", f"{platform.system()} {platform.release()}, {platform.machine()}"])
-    told.append(["CPUs", str(os.cpu_count())])
-    configs = [config for row in rows for config in row.configs.values()]
-    backbones = sorted({config.backbone.model.rpartition("/")[2] for config in configs})
-    told.append(["backbones of the runs", ", ".join(backbones)])
-    executors = sorted({config.resources.executor for config in configs})
-    told.append(["executors of the runs", ", ".join(executors)])
-    columns = [Column("what", "what"), Column("value", "value")]
-    note = "Versions and machine are those where this report was written."
-    return Table("environment", "Environment", columns, told, note)
 
 
 # -- details -------------------------------------------------------------------------------------

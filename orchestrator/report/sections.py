@@ -12,10 +12,16 @@ from orchestrator.compare.lineup import Row
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
 from orchestrator.labels import result_settings
+from orchestrator.report.confusion import leading_confusion
 from orchestrator.report.content import Report, methods_of
 from orchestrator.report.curves import Curve
 from orchestrator.report.decisions import MethodCurves
-from orchestrator.report.figures import clients_figure, price_figure, round_figure
+from orchestrator.report.figures import (
+    clients_figure,
+    confusion_figure,
+    price_figure,
+    round_figure,
+)
 from orchestrator.results import Result
 from scenarios.evaluate import OWN
 from scenarios.population import Population
@@ -57,6 +63,7 @@ def pictures(report: Report, scenario: str) -> list[Picture]:
         found.append(
             Picture(clients_figure(by_client, "accuracy on the client's test data"), caption)
         )
+    found += _confused(report, scenario)
     if methods:
         found += _over_rounds(methods)
     return [*found, *_partitions(report, scenario)]
@@ -120,6 +127,20 @@ def _by_client(report: Report, scenario: str) -> dict[str, list[float]]:
                 if known:
                     found.setdefault(row.method, []).extend(known)
     return found
+
+
+def _confused(report: Report, scenario: str) -> list[Picture]:
+    confusion = leading_confusion(report, scenario)
+    if confusion is None:
+        return []
+    caption = (
+        f"What the shared model of {confusion.method} makes of the whole test split in the last "
+        f"round of {confusion.num_runs} run{'s' if confusion.num_runs > 1 else ''}: of each true "
+        "class (row) the share that is taken for each class (column)."
+    )
+    if confusion.mistakes:
+        caption += f" Most often wrong: {'; '.join(confusion.mistakes)}."
+    return [Picture(confusion_figure(confusion.counts, confusion.classes), caption)]
 
 
 def _over_rounds(methods: MethodCurves) -> list[Picture]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fl_core.backbones.adapted import AdaptedClip
+from fl_core.backbones.language_tower import Adapter
 from fl_core.federation import (
     Ditto,
     FedAvg,
@@ -22,6 +23,7 @@ from fl_core.federation import (
 from fl_core.learners import (
     BPL,
     DPFPL,
+    IA3,
     VPT,
     ClipAdapter,
     CoCoOp,
@@ -35,10 +37,12 @@ from fl_core.learners import (
     MaPLe,
     PFedMoAP,
     Plot,
+    Prefix,
     ProDA,
     ProGrad,
     PromptFolio,
     PromptSRC,
+    PromptTuning,
 )
 from fl_core.learners.clip_adapter import ClipAdapterFrozen
 from fl_core.learners.dpfpl import DPFPLFrozen
@@ -47,6 +51,7 @@ from fl_core.learners.maple import MaPLeFrozen
 from fl_core.learners.proda import ProDAFrozen
 from fl_core.learners.prompts import Prompts, ReferencedPrompts
 from fl_core.learners.promptsrc import PromptSRCFrozen
+from fl_core.learners.text_model import TextModel
 from fl_core.learners.vpt import VPTFrozen
 from fl_core.seeds import generator
 
@@ -65,6 +70,25 @@ def prompts(num_tokens):
 
 def with_reference(num_tokens):
     return ReferencedPrompts(prompts(num_tokens), torch.zeros(100, WIDTH))
+
+
+def language(layers=6, width=384, wide=1536):
+    """MiniLM-L6: a tower with IA3's places, and a head that trains nothing."""
+    facts = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": 12}
+    places = []
+    for layer in range(layers):
+        attention = f"encoder.layer.{layer}.attention"
+        places += [Adapter(f"{attention}.self.{n}", width, width) for n in ("key", "value")]
+        places.append(Adapter(f"{attention}.output.dense", width, width, before=True))
+        places.append(Adapter(f"encoder.layer.{layer}.output.dense", wide, width, before=True))
+    tower = SimpleNamespace(
+        places=tuple(places),
+        words=lambda: torch.zeros(1, width),
+        body=SimpleNamespace(config=SimpleNamespace(**facts)),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    return TextModel(tower, 2, width, "mean", 1.0, names=torch.zeros(2, width))  # type: ignore[arg-type]
 
 
 CASES = [
@@ -117,6 +141,9 @@ CASES = [
         12 * 3 * 2 * 2 * (512 + 768),
     ),
     (FedCLIP(), ClipAdapterFrozen(torch.zeros(100, WIDTH), 100.0), 525_312),
+    (IA3(head="similarity"), language(), 6 * (3 * 384 + 1536)),
+    (PromptTuning(head="similarity"), language(), 20 * 384),
+    (Prefix(head="similarity"), language(), 10 * 6 * 2 * 384),
 ]
 
 

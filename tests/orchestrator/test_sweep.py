@@ -20,7 +20,7 @@ from orchestrator.run import run_experiments
 from orchestrator.sweep.design import Design
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.run import run_sweep
-from orchestrator.sweep.state import find_sweep, to_yaml
+from orchestrator.sweep.state import SweepStore, find_sweep, to_yaml
 
 AXES = {
     "method": {
@@ -297,27 +297,26 @@ def test_a_killed_sweep_on_ray_resumes_to_the_bits_of_an_undisturbed_one(make_sw
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_asha_on_ray_ends_poor_tuning_trials_and_no_test_trial(make_sweep, local_ray):
-    rates = {"choice": [0.3, 1e-7, 0.1, 1e-6, 1e-5, 0.2]}
+    rates = {"choice": [1e-7, 30.0, 1e-6, 60.0]}  # two keep what there is, two spoil it
     sweep = on_ray(
         make_sweep,
         "scenario.validation_fraction=0.3",
         "resources.slice.cpus=4",  # of the eight that are pretended: two trials at once
-        "federation.rounds=8",
+        "scenario.num_clients=2",
+        "federation.rounds=6",
+        "learner=clip_adapter",
         axes={"training.optimizer.lr": rates},
-        tuning={"trials_per_method": 6},
-        scheduler={"name": "asha", "grace": 2, "reduction": 2},
-        seeds=2,
+        tuning={"trials_per_method": 4},
+        scheduler={"name": "asha", "grace": 3, "reduction": 2},
     )
     result = run_sweep(sweep)
     done = {e.trial.key: len(RunStore(e.run).records()) - 1 for e in result.ended}
     stopped = {e.trial.key for e in result.ended if e.status == "stopped"}
     assert stopped
     assert {e.trial.stage for e in result.ended if e.trial.key in stopped} == {"tuning"}
-    assert all(2 <= done[key] < 8 for key in stopped)
-    assert all(rounds == 8 for key, rounds in done.items() if key not in stopped)
+    assert all(3 <= done[key] < 6 for key in stopped)
+    assert all(rounds == 6 for key, rounds in done.items() if key not in stopped)
     assert not result.failed
-    again = run_sweep(sweep)
-    assert {e.trial.key for e in again.ended if e.status == "stopped"} == stopped
-    assert again.choices == result.choices
-    assert {e.trial.key: len(RunStore(e.run).records()) - 1 for e in again.ended} == done
+    assert SweepStore(result.folder).stops() == {key: done[key] for key in stopped}

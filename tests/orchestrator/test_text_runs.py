@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from fl_core.backbones.union import load_backbone
 from fl_core.errors import ConfigError, DataError, StateError
 from fl_core.types import Task
+from orchestrator.client import ClientActor
 from orchestrator.experiment import prepare_experiment
 from orchestrator.export import export_classifier
 from orchestrator.export_adapter import export_adapter
@@ -152,6 +153,34 @@ def test_the_adapter_of_label_words_loads_in_peft_with_the_same_scores(make_text
     assert not torch.allclose(untrained, model(torch.tensor([[9, 10, 11]])).logits)
 
 
+@pytest.mark.parametrize("model", [BERT, LLAMA], ids=lambda model: model["model_type"])
+@pytest.mark.parametrize("learner", ["ia3", "prompt_tuning", "prefix"])
+def test_other_adapters_load_in_peft_with_the_same_logits(
+    make_text_config, model, learner, tmp_path
+):
+    from peft import PeftModel
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    few = [] if learner == "ia3" else ["learner.num_tokens=3"]
+    config = make_text_config(model, f"learner={learner}", *few, "learner.head=classifier")
+    result = finished(config)
+    export_adapter(result.folder, tmp_path / "out")
+    backbone, expected = logits_of_run(result, config, ["w1 w2 w3"])
+    kind = AutoModelForCausalLM if backbone.causal else AutoModel
+    base = kind.from_pretrained(str(backbone.weights_folder), dtype=torch.float32)
+    ids = backbone.tokenize(["w1 w2 w3"])
+    ids = ids[ids >= 0][None].long()
+    asked = {"attention_mask": torch.ones_like(ids), "output_hidden_states": True}
+    bare = base(ids, **asked).hidden_states[-1][0].mean(dim=0)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()
+    head = load_file(tmp_path / "out" / "head.safetensors")
+    with torch.no_grad():
+        hidden = loaded(ids, **asked).hidden_states[-1][0, -ids.shape[1] :].mean(dim=0)
+    found = hidden @ head["weight"].T + head["bias"]
+    torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(hidden, bare, rtol=1e-3)
+
+
 def test_exports_that_cannot_be_are_refused(make_text_config, make_config, tmp_path):
     images, texts = finished(make_config("federation.rounds=1")), finished(make_text_config(BERT))
     with pytest.raises(StateError, match="trains no adapter of a language model"):
@@ -173,3 +202,24 @@ def test_images_are_no_data_for_a_language_model(make_text_config, colours):
     config = make_text_config(BERT, f"scenario.dataset={colours}")
     with pytest.raises(DataError, match="holds images, but texts were asked for"):
         prepare_experiment(config)
+
+
+def test_clients_train_among_the_classes_of_their_tasks(make_text_config, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(tmp_path / "texts.parquet").to_pydict()
+    labels = [CLASSES.index(name) for name in table["label"]]
+    table["task"] = ["last" if label >= 2 else "first" for label in labels]
+    table["kind"] = ["all"] * len(labels)
+    pq.write_table(pa.table(table), tmp_path / "tasks.parquet")
+    spec = f"{tmp_path / 'tasks.parquet'}?domain=task&family=kind&duplicates=drop"
+    config = make_text_config(BERT, f"scenario.dataset={spec}", "learner.head=similarity")
+    assert finished(config).summary["eval/global/accuracy"] >= 0  # and the inputs are stored now
+    setup, actor = prepare_experiment(config).setup(), ClientActor()
+    actor.configure(setup)
+    rows = torch.from_numpy(setup.rows.copy())
+    batch = actor.problem.batch(rows, torch.ones(len(rows)))
+    late = torch.tensor([labels[row] >= 2 for row in rows.tolist()])
+    own = torch.arange(len(CLASSES)) >= 2
+    assert torch.equal(batch.candidates, late[:, None] == own)

@@ -1,0 +1,108 @@
+"""(IA)^3 (Liu et al., 2022, arXiv:2205.05638) on a language model: activations are rescaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fl_core.backbones.language import Language
+from fl_core.backbones.language_layers import IA3_IN, IA3_OUT
+from fl_core.backbones.language_tower import Adapter, build_tower
+from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
+from fl_core.checks import check_fields
+from fl_core.errors import ConfigError
+from fl_core.learners.base import Feature
+from fl_core.learners.text_heads import Pooling
+from fl_core.learners.text_model import Head, TextModel, check_top_layers, text_model
+from fl_core.types import Batch, Params, Task, TensorSpec
+
+
+@dataclass(frozen=True)
+class IA3:
+    """l * (W x + b) in some linear layers, W (l * x) + b in feed-forward ones; l is trained.
+
+    modules: last parts of the paths of the layers; null for those that peft takes in such a model
+    (keys, values and the end of the feed-forward block, mostly). feedforward: those among them
+    whose inputs are rescaled in place of their outputs; null for peft's. top_layers, head, pooling,
+    scale: as those of ``lora``.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    groupable: ClassVar[bool] = True
+    two_parts: ClassVar[bool] = False
+    rows_at_once: ClassVar[int] = 32
+    name: Literal["ia3"] = "ia3"
+    modules: tuple[str, ...] | None = None
+    feedforward: tuple[str, ...] | None = None
+    top_layers: int | None = None
+    head: Head = "classifier"
+    pooling: Pooling = "mean"
+    scale: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, top_layers=">= 1", scale="> 0")
+        check_top_layers(self.top_layers, self.head)
+        if self.modules is not None:
+            strange = sorted(set(self.feedforward or ()) - set(self.modules))
+            if strange:
+                raise ConfigError(
+                    f"feedforward = {', '.join(strange)} is not among modules = "
+                    f"{', '.join(self.modules)}: add it there, or leave it out."
+                )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        below = () if self.top_layers is None else (f"{BELOW_TOP}{self.top_layers}",)
+        return (TOKEN_IDS, *below)
+
+    @property
+    def transfers(self) -> bool:
+        return self.head != "classifier"
+
+    def prepare(self, backbone: Language, task: Task) -> TextModel:
+        known = backbone.ia3_modules
+        modules = self.modules or tuple(known["modules"])
+        if not modules:
+            raise ConfigError(
+                f"peft has no default modules for a {backbone.info['model_type']}: name the layers "
+                "to rescale, such as learner.modules=[k_proj,v_proj,down_proj] and "
+                "learner.feedforward=[down_proj]."
+            )
+        before = known["feedforward"] if self.feedforward is None else self.feedforward
+        tower = build_tower(backbone, modules, top_layers=self.top_layers)
+        places = tuple(replace(p, before=_ends_in(p, before)) for p in tower.places)
+        tower = replace(tower, places=places)
+        return text_model(backbone, task, tower, self.head, self.pooling, self.scale)
+
+    def init(self, frozen: TextModel, generator: torch.Generator) -> Params:
+        params = {
+            f"{place.path}.{IA3_IN if place.before else IA3_OUT}": torch.ones(
+                place.d_in if place.before else place.d_out
+            )
+            for place in frozen.tower.places
+        }
+        params |= frozen.first_head(generator)
+        device = frozen.tower.device
+        return {name: tensor.to(device, frozen.dtype) for name, tensor in params.items()}
+
+    def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
+        return {name: TensorSpec() for name in params}
+
+    def loss(self, params: Params, frozen: TextModel, batch: Batch) -> Tensor:
+        return self.loss_and_features(params, frozen, batch, "last_token")[0]
+
+    def loss_and_features(
+        self, params: Params, frozen: TextModel, batch: Batch, feature: Feature
+    ) -> tuple[Tensor, Tensor]:
+        return frozen.loss_and_features(params, batch, feature)
+
+    def logits(self, params: Params, frozen: TextModel, inputs: Params) -> Tensor:
+        return frozen.logits(params, inputs)
+
+
+def _ends_in(place: Adapter, names: Sequence[str]) -> bool:
+    return any(f".{place.path}".endswith(f".{name}") for name in names)

@@ -1,18 +1,21 @@
 # make quickstart: install, then a sweep of methods, scenarios and budgets with its report.
-# make test: the whole suite.
+# make test: the whole suite. make chaos: a cluster that loses a node, minutes more.
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test lint install clean
+.PHONY: quickstart test chaos lint install clean
 
 quickstart: $(STAMP)
 	$(VENV)/bin/fedarena sweep examples/quickstart.yaml
 	$(VENV)/bin/fedarena report quickstart
 
 test: $(STAMP) lint
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile  # clusters start beside numbers
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
+
+chaos: $(STAMP)
+	$(VENV)/bin/python -m pytest -m chaos
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -3,6 +3,7 @@
     python benchmarks/ood_study.py data
     fedarena sweep benchmarks/studies/ood.yaml
     fedarena sweep benchmarks/studies/ood_strength.yaml
+    fedarena sweep benchmarks/studies/ood_rate.yaml
     python benchmarks/ood_study.py report --picture docs/img/ood.png
 
 ``data`` draws 300 training and 100 test rows of each task of the packaged ``text_families`` into
@@ -13,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,16 +26,15 @@ from orchestrator.sweep.state import find_sweep
 from scenarios.data.catalogue import load_dataset
 from scenarios.data.dataset import TEST, TRAIN
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 NUM_ROWS = {TRAIN: 300, TEST: 100}
 HELD_OWN, HELD_SHARED = "eval/held_out/personal_accuracy", "eval/held_out/accuracy"
 HOME_OWN, HOME_SHARED = "eval/personal/accuracy", "eval/global/accuracy"
-STRENGTH = "federation.strength"
-COLUMNS = {
-    HELD_OWN: "held out, personal",
-    HELD_SHARED: "held out, shared",
-    HOME_OWN: "own task, personal",
-    HOME_SHARED: "all trained tasks, shared",
-}
+STRENGTH, DISTANCE = "federation.strength", "train/feature_distance"
+HELD_OUT = {HELD_OWN: "personal", HELD_SHARED: "shared"}
+HOME = {HOME_OWN: "own task, personal", HOME_SHARED: "all tasks, shared"}
 SPLITS = {TRAIN: "train", TEST: "test"}
 
 
@@ -70,10 +71,10 @@ def write_data(path: Path) -> None:
 def report(folder: Path, picture: Path | None) -> str:
     """The tables; and the picture, where it is asked for."""
     methods, others = trials_of("ood", folder), trials_of("ood_strength", folder)
-    usual = methods[(methods.method == "fedoa") & (methods.held_out == "sentiment")]
-    strengths = pd.concat([others, usual.assign(**{STRENGTH: 0.5})])
-    held = sorted(set(methods.held_out), reverse=True)
-    tables = [main_table(methods, folder, held), strength_table(strengths)]
+    usual = methods[methods.method == "fedoa"].assign(**{STRENGTH: 0.5})
+    strengths = pd.concat([others, usual])
+    held = main_table(methods, folder, HELD_OUT), main_table(methods, folder, HOME)
+    tables = [*held, strength_table(strengths), rate_table(trials_of("ood_rate", folder))]
     if picture:
         draw(strengths, folder, picture)
     return "\n\n".join(tables)
@@ -84,25 +85,26 @@ def trials_of(sweep: str, folder: Path) -> pd.DataFrame:
     if found is None:
         raise SystemExit(f"no sweep {sweep} in {folder}: run it first")
     trials = pd.read_csv(found / "trials.csv", keep_default_na=False, na_values=[""])
-    return trials[(trials.stage == "test") & (trials.status == "finished")]
+    return trials[(trials.stage == "test") & trials.status.isin(["finished", "reused"])]
 
 
-def main_table(trials: pd.DataFrame, folder: Path, held: list[str]) -> str:
-    """A row per method: by family held out, accuracy on it and at home, of either kind of model."""
-    heads = [f"{name}: {title}" for name in held for title in COLUMNS.values()]
+def main_table(trials: pd.DataFrame, folder: Path, columns: Mapping[str, str]) -> str:
+    """A row per method; the columns for each family that was left out."""
+    held = list(dict.fromkeys(trials.held_out))
+    heads = [f"{name}: {title}" for name in held for title in columns.values()]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name in ("majority", "zero_shot"):
         cells = []
         for family in held:
             told = references(trials[trials.held_out == family], folder, name)
-            cells += [percent(told.get(metric, [])) for metric in COLUMNS]
+            cells += [percent(told.get(metric, [])) for metric in columns]
         lines.append(f"| {name.replace('_', '-')} | {' | '.join(cells)} |")
     for method in dict.fromkeys(trials.method):
         own = trials[trials.method == method]
         cells = [
             percent(own[own.held_out == family].get(metric, pd.Series(dtype=float)).dropna())
             for family in held
-            for metric in COLUMNS
+            for metric in columns
         ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -112,21 +114,31 @@ def references(trials: pd.DataFrame, folder: Path, name: str) -> dict[str, list[
     """What a model that nobody trains reaches; it is the same for all seeds, and told once."""
     run = trials[trials.method == "fedit"].run.iloc[0]
     metrics = json.loads((folder / run / "rounds" / "000000.json").read_text())["metrics"]
-    names = {metric: metric.replace("eval", f"reference/{name}", 1) for metric in COLUMNS}
-    names[HOME_OWN] = f"reference/{name}/personal/accuracy"
+    known = (HELD_SHARED, HOME_OWN, HOME_SHARED)
+    names = {metric: metric.replace("eval", f"reference/{name}", 1) for metric in known}
     return {m: [metrics[n]] for m, n in names.items() if n in metrics}
 
 
 def strength_table(trials: pd.DataFrame) -> str:
-    """Over lambda: accuracy at home and held out, the gap between them, and D."""
-    heads = "| lambda | own task | held out | OOD gap | D, last round | held out, shared |"
+    """By family held out and lambda: accuracy at home and held out, the gap between them, and D."""
+    heads = "| held out | lambda | own task | held out | OOD gap | D, last round |"
     lines = [heads, "|---|---|---|---|---|---|"]
-    for value, own in trials.groupby(STRENGTH):
+    for (family, value), own in trials.groupby(["held_out", STRENGTH]):
         cells = [own[HOME_OWN], own[HELD_OWN], gaps(own)]
-        distance = own.get("train/feature_distance", pd.Series(dtype=float)).dropna()
+        distance = own[DISTANCE].dropna()
         last = f"{distance.mean():.1f} ± {distance.std():.1f}" if len(distance) else "n/a"
-        row = [*(percent(cell) for cell in cells), last, percent(own[HELD_SHARED])]
-        lines.append(f"| {value:g} | {' | '.join(row)} |")
+        row = [str(family), f"{value:g}", *(percent(cell) for cell in cells), last]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def rate_table(trials: pd.DataFrame) -> str:
+    """By method: accuracy of either kind of model on the held-out family, and at home."""
+    lines = ["| | personal | shared | own task |", "|---|---|---|---|"]
+    for method in dict.fromkeys(trials.method):
+        own = trials[trials.method == method]
+        cells = [percent(own[m].dropna()) for m in (HELD_OWN, HELD_SHARED, HOME_OWN)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,10 +156,30 @@ def percent(values: Sequence[float] | pd.Series) -> str:
 
 
 def draw(trials: pd.DataFrame, folder: Path, path: Path) -> None:
-    """Accuracies and gap over lambda; D over rounds."""
+    """Accuracies and gap over lambda for each family; D over rounds for the first."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    families = sorted(set(trials.held_out))
+    figure, axes = plt.subplots(1, len(families) + 1, figsize=(13, 3.9), layout="constrained")
+    for axis, family in zip(axes, families, strict=False):
+        draw_accuracy(axis, trials[trials.held_out == family])
+        axis.set_title(f"{family} left out", fontsize=10)
+    axes[0].legend(frameon=False)
+    for value, own in trials[trials.held_out == families[0]].groupby(STRENGTH):
+        curves = np.array([distances(folder / run) for run in own.run])
+        if curves.shape[1]:
+            rounds = np.arange(2, 2 + curves.shape[1])
+            axes[-1].plot(rounds, curves.mean(axis=0), marker="o", label=f"lambda {value:g}")
+    axes[-1].set(xlabel="round", ylabel="D, mean over steps and clients", ylim=(0, None))
+    axes[-1].set_title(f"{families[0]} left out", fontsize=10)
+    axes[-1].legend(frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_accuracy(axis: Axes, trials: pd.DataFrame) -> None:
+    """Personal models over lambda, mean and standard deviation over seeds."""
     values = sorted(set(trials[STRENGTH]))
     for title, colour, of in (
         ("own task", "#0072b2", lambda own: own[HOME_OWN]),
@@ -156,26 +188,15 @@ def draw(trials: pd.DataFrame, folder: Path, path: Path) -> None:
     ):
         found = [100 * of(trials[trials[STRENGTH] == value]) for value in values]
         means, stds = [f.mean() for f in found], [f.std() for f in found]
-        left.errorbar(range(len(values)), means, stds, marker="o", color=colour, label=title)
-    left.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-    left.set(xlabel="lambda", ylabel="personal models, %")
-    left.legend(frameon=False)
-    for value, own in trials.groupby(STRENGTH):
-        curves = np.array([distances(folder / run) for run in own.run])
-        if curves.shape[1]:
-            rounds = np.arange(2, 2 + curves.shape[1])
-            right.plot(rounds, curves.mean(axis=0), marker="o", label=f"lambda {value:g}")
-    right.set(xlabel="round", ylabel="D, mean over steps and clients", ylim=(0, None))
-    right.legend(frameon=False)
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+        axis.errorbar(range(len(values)), means, stds, marker="o", color=colour, label=title)
+    axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axis.set(xlabel="lambda", ylabel="accuracy of personal models, %", ylim=(-12, 80))
 
 
 def distances(run: Path) -> list[float]:
     """D of each round in which it was measured: from the second on."""
     records = [json.loads(p.read_text()) for p in sorted((run / "rounds").glob("*.json"))]
-    found = [record["metrics"].get("train/feature_distance") for record in records]
+    found = [record["metrics"].get(DISTANCE) for record in records]
     return [value for value in found if value is not None]
 
 

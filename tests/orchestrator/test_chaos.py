@@ -10,8 +10,7 @@ import pytest
 CHAOS = Path(__file__).resolve().parents[2] / "benchmarks" / "chaos.py"
 
 
-@pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_a_run_that_loses_a_node_ends_as_one_that_does_not(tmp_path):
     out = tmp_path / "chaos.json"

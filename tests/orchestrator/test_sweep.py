@@ -303,7 +303,7 @@ def test_asha_on_ray_ends_poor_tuning_trials_and_no_test_trial(make_sweep, local
     sweep = on_ray(
         make_sweep,
         "scenario.validation_fraction=0.3",
-        "resources.slice.cpus=4",  # of the eight that are pretended: two trials at once
+        "resources.slice.cpus=8",  # all that are pretended: trials come one after the other
         "scenario.num_clients=2",
         "federation.rounds=6",
         "learner=clip_adapter",

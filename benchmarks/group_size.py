@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from fl_core.federation import FedAvg
 from fl_core.learners.coop import CoOp
 from fl_core.learners.prompts import Prompts
-from fl_core.local import Moment, Problem, Training, plan_work, train_group
+from fl_core.local import Problem, train_group
+from fl_core.work import Moment, Training, plan_work
 
 NUM_CLIENTS, NUM_STEPS, BATCH = 16, 4, 32
 

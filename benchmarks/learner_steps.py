@@ -28,10 +28,11 @@ from fl_core.errors import ConfigError
 from fl_core.federation import Exchange, FedAvg
 from fl_core.learners import LEARNERS, CoOp, Learner
 from fl_core.learners.base import TakesExperts
-from fl_core.local import Moment, Problem, Training, plan_work, stack, train_group
+from fl_core.local import Problem, stack, train_group
 from fl_core.optim import SGD
 from fl_core.seeds import generator
 from fl_core.types import Params, Task
+from fl_core.work import Moment, Training, plan_work
 from scenarios.data.catalogue import PACKAGED_BACKBONES
 
 NAMES = (

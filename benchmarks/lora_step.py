@@ -25,10 +25,11 @@ import torch
 from fl_core.backbones.language import Language, LanguageModel, load_language, prepare_language
 from fl_core.federation import FedAvg
 from fl_core.learners.lora import LoRA
-from fl_core.local import Moment, Problem, Training, plan_work, train_group
+from fl_core.local import Problem, train_group
 from fl_core.optim import SGD
 from fl_core.seeds import generator
 from fl_core.types import Task
+from fl_core.work import Moment, Training, plan_work
 from scenarios.data.catalogue import PACKAGED_LANGUAGE_MODELS
 
 CLASSES = ("negative", "positive")

@@ -27,9 +27,9 @@ from cluster.reserve import Slices, reserve
 from fl_core.backbones.clip import OpenClip, load_clip, prepare_clip
 from fl_core.federation import FedAvg
 from fl_core.learners import ZeroShot
-from fl_core.local import Training
 from fl_core.optim import SGD
 from fl_core.types import Batch, Params, ServerState, TensorSpec
+from fl_core.work import Training
 from orchestrator.checkpoint import RoundRecord, RunStore
 from orchestrator.config import Evaluation, ExperimentConfig
 from orchestrator.coordinator import Coordinator

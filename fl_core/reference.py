@@ -19,7 +19,8 @@ from fl_core.seeds import derive
 from fl_core.types import Batch, Params
 
 if TYPE_CHECKING:
-    from fl_core.local import Problem, Work
+    from fl_core.local import Problem
+    from fl_core.work import Work
 
 
 class Wanted(NamedTuple):

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fl_core.errors import ConfigError
-from fl_core.local import Training
 from fl_core.round import Load, RoundPlan, Setting, Standing, expected_loads, plan_round
 from fl_core.seeds import generator
+from fl_core.work import Training
 from orchestrator.config import Budget, Communication, Link
 
 

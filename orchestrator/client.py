@@ -20,7 +20,7 @@ from fl_core.errors import FedarenaError
 from fl_core.federation import LocalOnly
 from fl_core.federation.base import LocalResult
 from fl_core.federation.states import as_personal, personal_part
-from fl_core.local import Moment, Problem, Work, blank_lanes, plan_work, stack, train_group
+from fl_core.local import Problem, stack, train_group
 from fl_core.predict import Scores, score, score_group
 from fl_core.seeds import derive, generator
 from fl_core.types import (
@@ -32,6 +32,7 @@ from fl_core.types import (
     ServerState,
     TensorSpec,
 )
+from fl_core.work import Moment, Work, blank_lanes, plan_work
 from orchestrator.encoding import encode, with_fresh_views
 from orchestrator.jobs import (
     Block,

@@ -16,9 +16,9 @@ from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.federation import AnyFederation, FedAvg
 from fl_core.learners import AnyLearner, CoOp
-from fl_core.local import Training
 from fl_core.participation import Participation
 from fl_core.wire import FP32, Codec, WholeCodec, for_broadcast
+from fl_core.work import Training
 from scenarios.augment import Augmentation
 from scenarios.scenario import Scenario
 

@@ -15,8 +15,8 @@ from fl_core import wire
 from fl_core.attacks import AnyAttack, NoAttack
 from fl_core.federation import Federation
 from fl_core.learners import Learner
-from fl_core.local import Training
 from fl_core.types import ClientResult, Outcome, Task
+from fl_core.work import Training
 from scenarios.augment import Augmentation
 from scenarios.data.dataset import Dataset
 from scenarios.features import FeatureKey

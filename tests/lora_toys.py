@@ -13,10 +13,11 @@ from toys import Bench, uneven_shards
 
 from fl_core import wire
 from fl_core.learners.base import masked_cross_entropy
-from fl_core.local import Problem, Training
+from fl_core.local import Problem
 from fl_core.optim import SGD
 from fl_core.round import Setting, plan_round, run_round
 from fl_core.types import Batch, Params, TensorSpec
+from fl_core.work import Training
 
 SIZES = [8, 16, 24]
 NUM = sum(SIZES)

@@ -12,9 +12,10 @@ from torch import Tensor
 from fl_core import wire
 from fl_core.federation import Federation
 from fl_core.learners.base import masked_cross_entropy
-from fl_core.local import Moment, Problem, Training, plan_work, stack, train_group
+from fl_core.local import Problem, stack, train_group
 from fl_core.round import RoundPlan
 from fl_core.types import Batch, ClientResult, Outcome, Params, TensorSpec
+from fl_core.work import Moment, Training, plan_work
 
 
 @dataclass(frozen=True)

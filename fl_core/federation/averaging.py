@@ -17,7 +17,7 @@ from fl_core.wire import Shapes
 
 if TYPE_CHECKING:
     from fl_core.learners import Learner
-    from fl_core.local import Training
+    from fl_core.work import Training
 
 
 def train_once(

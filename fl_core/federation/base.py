@@ -15,8 +15,8 @@ from fl_core.wire import Shapes
 
 if TYPE_CHECKING:
     from fl_core.learners import Learner
-    from fl_core.local import Training
     from fl_core.reference import Near, Wanted
+    from fl_core.work import Training
 
 Penalty = Callable[[Params], Tensor]
 """A term that a rule adds to the learner's loss: a scalar function of the parameters."""

@@ -26,7 +26,7 @@ from fl_core.types import Params, Scope, ServerState, TensorSpec
 
 if TYPE_CHECKING:
     from fl_core.learners import Learner
-    from fl_core.local import Training
+    from fl_core.work import Training
 
 EXPERTS = "experts."
 NEAR = 1e-3

@@ -16,7 +16,7 @@ from fl_core.types import Params, ServerState, TensorSpec
 
 if TYPE_CHECKING:
     from fl_core.learners import Learner
-    from fl_core.local import Training
+    from fl_core.work import Training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from fl_core.types import Params, TensorSpec
 
 if TYPE_CHECKING:
     from fl_core.learners import Learner
-    from fl_core.local import Training
+    from fl_core.work import Training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from fl_core.backbones.language import Language
 from fl_core.backbones.language_layers import IA3_IN, IA3_OUT
@@ -15,14 +14,13 @@ from fl_core.backbones.language_tower import Adapter, build_tower
 from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
-from fl_core.learners.base import Feature
-from fl_core.learners.text_heads import Pooling
-from fl_core.learners.text_model import Head, TextModel, check_top_layers, text_model
-from fl_core.types import Batch, Params, Task, TensorSpec
+from fl_core.learners.text_learner import TextLearner
+from fl_core.learners.text_model import TextModel, check_top_layers, text_model
+from fl_core.types import Params, Task
 
 
-@dataclass(frozen=True)
-class IA3:
+@dataclass(frozen=True, kw_only=True)
+class IA3(TextLearner):
     """l * (W x + b) in some linear layers, W (l * x) + b in feed-forward ones; l is trained.
 
     modules: last parts of the paths of the layers; null for those that peft takes in such a model
@@ -31,17 +29,10 @@ class IA3:
     scale: as those of ``lora``.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-    groupable: ClassVar[bool] = True
-    two_parts: ClassVar[bool] = False
-    rows_at_once: ClassVar[int] = 32
     name: Literal["ia3"] = "ia3"
     modules: tuple[str, ...] | None = None
     feedforward: tuple[str, ...] | None = None
     top_layers: int | None = None
-    head: Head = "classifier"
-    pooling: Pooling = "mean"
-    scale: float = 20.0
 
     def __post_init__(self) -> None:
         check_fields(self, top_layers=">= 1", scale="> 0")
@@ -58,10 +49,6 @@ class IA3:
     def inputs(self) -> tuple[str, ...]:
         below = () if self.top_layers is None else (f"{BELOW_TOP}{self.top_layers}",)
         return (TOKEN_IDS, *below)
-
-    @property
-    def transfers(self) -> bool:
-        return self.head != "classifier"
 
     def prepare(self, backbone: Language, task: Task) -> TextModel:
         known = backbone.ia3_modules
@@ -88,20 +75,6 @@ class IA3:
         params |= frozen.first_head(generator)
         device = frozen.tower.device
         return {name: tensor.to(device, frozen.dtype) for name, tensor in params.items()}
-
-    def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
-        return {name: TensorSpec() for name in params}
-
-    def loss(self, params: Params, frozen: TextModel, batch: Batch) -> Tensor:
-        return self.loss_and_features(params, frozen, batch, "last_token")[0]
-
-    def loss_and_features(
-        self, params: Params, frozen: TextModel, batch: Batch, feature: Feature
-    ) -> tuple[Tensor, Tensor]:
-        return frozen.loss_and_features(params, batch, feature)
-
-    def logits(self, params: Params, frozen: TextModel, inputs: Params) -> Tensor:
-        return frozen.logits(params, inputs)
 
 
 def _ends_in(place: Adapter, names: Sequence[str]) -> bool:

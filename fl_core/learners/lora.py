@@ -17,41 +17,30 @@ from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.learners.base import Feature
-from fl_core.learners.text_heads import Pooling
-from fl_core.learners.text_model import Head, TextModel, check_top_layers, text_model
+from fl_core.learners.text_learner import TextLearner
+from fl_core.learners.text_model import TextModel, check_top_layers, text_model
 from fl_core.types import Batch, Params, Role, Task, TensorSpec
 
 ROLES: Mapping[str, Role] = {LORA_A: "lora_A", LORA_B: "lora_B"}
 
 
-@dataclass(frozen=True)
-class LoRA:
+@dataclass(frozen=True, kw_only=True)
+class LoRA(TextLearner):
     """W + (alpha / r) B A in some linear layers; A [r, d_in] and B [d_out, r] are trained.
 
     rank: r. dropout: of the adapters' inputs. modules: last parts of the paths of the layers with
     an adapter; null for those that peft takes in such a model (queries and values, mostly).
     top_layers: adapters in so many layers only; what the layers below make of a text is then
-    computed once. head: ``classifier``, a trained linear layer on the pooled states;
-    ``label_words``, for causal models: the class name with the largest log-likelihood per token,
-    trained on the own class name's; ``similarity``: ``scale`` times the cosine of the pooled states
-    and those of the bare class name without adapters. pooling: over the last layer's states of a
-    text's tokens.
+    computed once. head, pooling, scale: as in ``TextLearner``.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-    groupable: ClassVar[bool] = True
     low_rank: ClassVar[bool] = True
-    two_parts: ClassVar[bool] = False
-    rows_at_once: ClassVar[int] = 32
     name: Literal["lora"] = "lora"
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.05
     modules: tuple[str, ...] | None = None
     top_layers: int | None = None
-    head: Head = "classifier"
-    pooling: Pooling = "mean"
-    scale: float = 20.0
 
     def __post_init__(self) -> None:
         bounds = {"rank": ">= 1", "alpha": "> 0", "dropout": "from 0 to below 1"}
@@ -62,10 +51,6 @@ class LoRA:
     def inputs(self) -> tuple[str, ...]:
         below = () if self.top_layers is None else (f"{BELOW_TOP}{self.top_layers}",)
         return (TOKEN_IDS, *below)
-
-    @property
-    def transfers(self) -> bool:
-        return self.head != "classifier"
 
     def prepare(self, backbone: Language, task: Task) -> TextModel:
         modules = self.modules or backbone.lora_modules
@@ -97,15 +82,9 @@ class LoRA:
             for name, (path, leaf) in split.items()
         }
 
-    def loss(self, params: Params, frozen: TextModel, batch: Batch) -> Tensor:
-        return self.loss_and_features(params, frozen, batch, "last_token")[0]
-
     def loss_and_features(
         self, params: Params, frozen: TextModel, batch: Batch, feature: Feature
     ) -> tuple[Tensor, Tensor]:
         if batch.key is not None and self.dropout:
             params = params | {f"{p.path}.{KEY}": batch.key for p in frozen.tower.places}
         return frozen.loss_and_features(params, batch, feature)
-
-    def logits(self, params: Params, frozen: TextModel, inputs: Params) -> Tensor:
-        return frozen.logits(params, inputs)

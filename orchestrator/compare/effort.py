@@ -12,9 +12,9 @@ import torch
 
 from fl_core.federation import Centralised, Federation, LocalOnly, Trained
 from fl_core.federation.base import Penalty, TakeStep
-from fl_core.local import Training
 from fl_core.reference import Near
 from fl_core.types import Params, Scope, TensorSpec
+from fl_core.work import Training
 from orchestrator.checkpoint import RoundRecord
 from orchestrator.config import Communication, ExperimentConfig
 from scenarios.population import Population

@@ -11,9 +11,10 @@ from toys import linear_problem
 from fl_core.federation import FedAvg
 from fl_core.learners.base import masked_cross_entropy
 from fl_core.learners.lora import LoRA
-from fl_core.local import Moment, Training, plan_work, train_group
+from fl_core.local import train_group
 from fl_core.optim import SGD
 from fl_core.types import Batch, Params
+from fl_core.work import Moment, Training, plan_work
 
 CLASSES = ("one", "two", "three", "four", "five")
 TASKS = np.array([[True, True, False, False, True], [False, True, True, True, False]])

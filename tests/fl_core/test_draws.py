@@ -3,7 +3,7 @@
 import torch
 
 from fl_core.draws import normal, uniform
-from fl_core.local import Moment, Training, plan_work
+from fl_core.work import Moment, Training, plan_work
 
 KEYS = torch.tensor([0, 1, 2**62 - 1])
 MASK = (1 << 64) - 1

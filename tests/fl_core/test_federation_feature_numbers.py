@@ -26,10 +26,11 @@ from fl_core.learners import (
     KgCoOp,
     PromptFolio,
 )
-from fl_core.local import Moment, Training, check_pair, plan_work, stack, train_group
+from fl_core.local import check_pair, stack, train_group
 from fl_core.optim import SGD
 from fl_core.round import Setting, plan_round, run_round
 from fl_core.seeds import generator
+from fl_core.work import Moment, Training, plan_work
 from orchestrator.compare.effort import trainings_per_round
 
 LR, STEPS, SEED = 0.5, 3, 4

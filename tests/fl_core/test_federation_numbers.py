@@ -15,10 +15,11 @@ from fl_core import wire
 from fl_core.aggregation import Partial
 from fl_core.errors import ConfigError
 from fl_core.federation import Ditto, FedAvg, FedDyn, FedOpt, Finetune, LocalOnly, Robust, Scaffold
-from fl_core.local import Moment, Training, plan_work, train_group
+from fl_core.local import train_group
 from fl_core.optim import SGD
 from fl_core.robust_aggregation import RobustAggregator
 from fl_core.round import Setting, plan_round, run_round
+from fl_core.work import Moment, Training, plan_work
 
 LR, STEPS = 0.5, 3
 

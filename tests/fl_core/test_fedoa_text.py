@@ -15,10 +15,11 @@ from fl_core.federation import FEDERATIONS, FedAvg, FedOA, LocalOnly
 from fl_core.federation.distances import feature_distance, micro_batch_distance
 from fl_core.learners import CoOp, FedPGP
 from fl_core.learners.lora import LoRA
-from fl_core.local import Moment, Training, check_pair, plan_work, train_group
+from fl_core.local import check_pair, train_group
 from fl_core.optim import SGD, AdamW
 from fl_core.round import Setting, plan_round, run_round
 from fl_core.seeds import generator
+from fl_core.work import Moment, Training, plan_work
 
 SEED, LR, STRENGTH = 3, 0.02, 0.5
 SHARDS = [torch.arange(5), torch.arange(5, 12)]

@@ -22,11 +22,12 @@ from fl_core.backbones.token_rows import PADDING, trimmed
 from fl_core.errors import ConfigError, DataError
 from fl_core.federation import FedAvg
 from fl_core.learners.lora import LoRA
-from fl_core.local import Moment, Training, plan_work, stack, train_group
+from fl_core.local import stack, train_group
 from fl_core.optim import SGD
 from fl_core.predict import score, score_group
 from fl_core.seeds import generator
 from fl_core.types import Batch, Task
+from fl_core.work import Moment, Training, plan_work
 
 MODELS = {"bert": BERT, "llama": LLAMA}
 LEARNERS = [

@@ -6,9 +6,10 @@ import torch
 from toys import Linear, linear_problem, uneven_shards
 
 from fl_core.federation import FedAvg
-from fl_core.local import Moment, Training, blank_lanes, plan_work, stack, train_group
+from fl_core.local import stack, train_group
 from fl_core.optim import SGD, AdamW
 from fl_core.predict import score, score_group
+from fl_core.work import Moment, Training, blank_lanes, plan_work
 
 SIZES = [17, 4, 9, 0, 30]
 MOMENT = Moment(2, 10, 5)

@@ -41,9 +41,10 @@ from fl_core.federation import (
     RoLoRA,
 )
 from fl_core.federation.states import personal_part
-from fl_core.local import Training, check_pair
+from fl_core.local import check_pair
 from fl_core.round import Standing, expected_loads, plan_round, run_round
 from fl_core.seeds import generator
+from fl_core.work import Training
 
 SHARES = [n / NUM for n in SIZES]
 SCALE = 1.5

@@ -20,10 +20,11 @@ from fl_core.federation import (
     RoLoRA,
 )
 from fl_core.learners import LoRA, LoraClip
-from fl_core.local import Moment, Training, check_pair, plan_work, stack, train_group
+from fl_core.local import check_pair, stack, train_group
 from fl_core.optim import SGD
 from fl_core.predict import score_group
 from fl_core.round import Setting, plan_round, run_round
+from fl_core.work import Moment, Training, plan_work
 
 SIZES = [11, 4, 8, 17]
 TRAINING = Training(SGD(lr=0.05), local_epochs=1, batch_size=6)

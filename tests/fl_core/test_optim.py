@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fl_core.errors import ConfigError
-from fl_core.local import Moment, Training, learning_rate, plan_work
 from fl_core.optim import SGD, AdamW, clip_by_norm, decay
+from fl_core.work import Moment, Training, learning_rate, plan_work
 
 
 def trajectory(optimizer, reference, steps=7):

@@ -10,10 +10,10 @@ from fl_core import wire
 from fl_core.attacks import GaussianNoise, LabelFlip, NoAttack, SignFlip
 from fl_core.errors import ConfigError
 from fl_core.federation import FedAvg
-from fl_core.local import Training
 from fl_core.optim import SGD
 from fl_core.participation import Participation
 from fl_core.round import Setting, plan_round, run_round
+from fl_core.work import Training
 
 SIZES = (10, 5, 20, 15, 10)
 

@@ -20,10 +20,11 @@ from fl_core.backbones.token_rows import PADDING, trimmed
 from fl_core.errors import ConfigError
 from fl_core.federation import FedAvg
 from fl_core.learners import IA3, Prefix, PromptTuning
-from fl_core.local import Moment, Training, plan_work, train_group
+from fl_core.local import train_group
 from fl_core.optim import SGD
 from fl_core.seeds import generator
 from fl_core.types import Batch, Task
+from fl_core.work import Moment, Training, plan_work
 
 NUM_TOKENS = 3
 KINDS = [IA3(), PromptTuning(num_tokens=NUM_TOKENS), Prefix(num_tokens=NUM_TOKENS)]

@@ -7,10 +7,10 @@ from toys import Bench, LinearWithFeatures, linear_problem, uneven_shards
 
 from fl_core import wire
 from fl_core.federation import FEDERATIONS, FedAvg, FedProx, LocalOnly
-from fl_core.local import Training
 from fl_core.optim import SGD
 from fl_core.round import Load, Setting, Standing, expected_loads, plan_round, run_round
 from fl_core.types import ClientFailure, ServerState
+from fl_core.work import Training
 
 SIZES = [10, 5, 20, 15, 10]
 CODECS = [wire.FP32(), wire.FP16(), wire.BF16(), wire.Int8(), wire.TopK(0.2, wire.Int8())]

@@ -15,7 +15,7 @@ from rich.console import Console
 import fedarena
 from fl_core.errors import ConfigError
 from fl_core.federation import FEDERATIONS, Ditto, FedAvg
-from fl_core.local import Moment, Training, plan_work
+from fl_core.work import Moment, Training, plan_work
 from orchestrator import client
 from orchestrator.cli import main
 from orchestrator.compare.comparison import Comparison

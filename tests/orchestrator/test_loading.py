@@ -17,8 +17,8 @@ from fl_core.backbones.language import LanguageModel
 from fl_core.errors import ConfigError
 from fl_core.federation import FEDERATIONS, FedAvg, FedProx
 from fl_core.learners import LEARNERS, CoOp, LoRA, ZeroShot
-from fl_core.local import Training
 from fl_core.optim import SGD, AdamW
+from fl_core.work import Training
 from orchestrator.config import ExperimentConfig, Resources, Tracking
 from orchestrator.loading import (
     check,

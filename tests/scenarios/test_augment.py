@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fl_core.errors import ConfigError
-from fl_core.local import Moment, Training, plan_work
+from fl_core.work import Moment, Training, plan_work
 from scenarios.augment import Augmentation, _draw_box, view
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     if found is None:
         raise SystemExit(f"no sweep {args.study} in {args.folder}: run it first")
     trials = pd.read_csv(found / "trials.csv", keep_default_na=False, na_values=[""])
-    trials = trials[(trials.stage == "test") & (trials.status == "finished")]
+    trials = trials[(trials.stage == "test") & trials.status.isin(["finished", "reused"])]
     print(table(trials, METRICS[args.study]))
 
 

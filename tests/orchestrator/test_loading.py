@@ -16,7 +16,8 @@ import pytest
 from fl_core.backbones.language import LanguageModel
 from fl_core.errors import ConfigError
 from fl_core.federation import FEDERATIONS, FedAvg, FedProx
-from fl_core.learners import LEARNERS, CoOp, LoRA, ZeroShot
+from fl_core.learners import LEARNERS, CoOp, ZeroShot
+from fl_core.learners.text_learner import TextLearner
 from fl_core.optim import SGD, AdamW
 from fl_core.work import Training
 from orchestrator.config import ExperimentConfig, Resources, Tracking
@@ -411,11 +412,11 @@ def test_params_are_flat_short_and_without_places() -> None:
 
 def every_config() -> Iterator[ExperimentConfig]:
     for learner in LEARNERS:
-        texts = {"backbone": LanguageModel()} if learner is LoRA else {}
+        texts = {"backbone": LanguageModel()} if issubclass(learner, TextLearner) else {}
         yield ExperimentConfig(learner=learner(), **texts)
     plain = Training(SGD(momentum=0.0), schedule="constant")  # what every rule allows
     for rule in (kind(rounds=3) for kind in FEDERATIONS):
-        every = (kind() for kind in LEARNERS if kind not in (ZeroShot, LoRA))
+        every = (k() for k in LEARNERS if not issubclass(k, ZeroShot | TextLearner))
         learner = next(learner for learner in every if not rule.faults(learner, plain))
         yield resolve(ExperimentConfig(learner=learner, federation=rule, training=plain))
     yield load_config({}, ["training.optimizer.lr=1e-7", "training.optimizer.weight_decay=1e22"])

@@ -18,8 +18,20 @@ from fl_core.seeds import generator
 from fl_core.types import Params
 
 
+class _AsAsked:
+    """Does what it was asked to; an attack overrides what it poisons."""
+
+    def labels(self, labels: Tensor, num_classes: int) -> Tensor:
+        """What an attacker trains on in the place of its labels [N]."""
+        return labels
+
+    def update(self, update: Params, draws: torch.Generator) -> Params:
+        """What an attacker sends in the place of its update."""
+        return update
+
+
 @dataclass(frozen=True)
-class NoAttack:
+class NoAttack(_AsAsked):
     """Every client is honest."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -28,15 +40,9 @@ class NoAttack:
     def attackers(self, seed: int, clients: Sequence[int]) -> frozenset[int]:
         return frozenset()
 
-    def labels(self, labels: Tensor, num_classes: int) -> Tensor:
-        return labels
-
-    def update(self, update: Params, draws: torch.Generator) -> Params:
-        return update
-
 
 @dataclass(frozen=True)
-class _Attack:
+class _Attack(_AsAsked):
     """fraction: the share of all clients that attack; who they are does not depend on a method."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -49,14 +55,6 @@ class _Attack:
         """round(fraction * N) of N clients, drawn by name."""
         order = torch.randperm(len(clients), generator=generator(seed, "attackers")).tolist()
         return frozenset(clients[i] for i in order[: round(self.fraction * len(clients))])
-
-    def labels(self, labels: Tensor, num_classes: int) -> Tensor:
-        """What an attacker trains on in the place of its labels [N]."""
-        return labels
-
-    def update(self, update: Params, draws: torch.Generator) -> Params:
-        """What an attacker sends in the place of its update."""
-        return update
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fl_core.low_rank import pairs_of
+from fl_core.low_rank import pairs_of, side_by_side
 from fl_core.types import Params, TensorSpec
 from fl_core.wire import grow
 
@@ -54,7 +54,7 @@ class Diagnosis:
         for pair in known.values():
             a = [self._factor(pair.a, update, 0) for update in self._updates]
             b = [self._factor(pair.b, update, 1) for update in self._updates]
-            square, fourth = _moments(_side_by_side(b, shares), torch.cat(a))
+            square, fourth = _moments(*side_by_side(_scaled(b, shares), a))
             squares += square
             gaps += _gap(a, b, shares)
             ranks.append(square**2 / fourth if fourth else 0.0)
@@ -72,8 +72,8 @@ class Diagnosis:
         return start.narrow(axis, 0, update[name].shape[axis]) + update[name].double()
 
 
-def _side_by_side(b: list[Tensor], shares: list[float]) -> Tensor:
-    return torch.cat([share * own for share, own in zip(shares, b, strict=True)], dim=1)
+def _scaled(tensors: list[Tensor], shares: list[float]) -> list[Tensor]:
+    return [share * own for share, own in zip(shares, tensors, strict=True)]
 
 
 def _gap(a: list[Tensor], b: list[Tensor], shares: list[float]) -> float:
@@ -81,10 +81,9 @@ def _gap(a: list[Tensor], b: list[Tensor], shares: list[float]) -> float:
     rank = max(own.shape[0] for own in a)
     a = [torch.nn.functional.pad(own, (0, 0, 0, rank - own.shape[0])) for own in a]
     b = [torch.nn.functional.pad(own, (0, rank - own.shape[1])) for own in b]
-    mean_a = torch.stack([share * own for share, own in zip(shares, a, strict=True)]).sum(0)
-    mean_b = torch.stack([share * own for share, own in zip(shares, b, strict=True)]).sum(0)
-    left = _side_by_side([own - mean_b for own in b], shares)
-    return _moments(left, torch.cat([own - mean_a for own in a]))[0]
+    mean_a, mean_b = (torch.stack(_scaled(own, shares)).sum(0) for own in (a, b))
+    off = _scaled([own - mean_b for own in b], shares)
+    return _moments(*side_by_side(off, [own - mean_a for own in a]))[0]
 
 
 def _moments(left: Tensor, right: Tensor) -> tuple[float, float]:

@@ -214,7 +214,7 @@ def run_round(
         limit = wire.message_bytes(setting.up, expected)
         arrived[outcome.client] = min(len(outcome.message), limit)
         try:
-            update = _received(setting, plan, outcome, expected)
+            update = _received(setting, plan, outcome, expected, limit)
         except MessageError as error:
             failures.append(ClientFailure(outcome.client, str(error)))
             continue
@@ -258,14 +258,14 @@ def _broadcasts(
 
 
 def _received(
-    setting: Setting, plan: RoundPlan, result: ClientResult, expected: wire.Shapes
+    setting: Setting, plan: RoundPlan, result: ClientResult, expected: wire.Shapes, limit: int
 ) -> Params:
     """A client's update, or MessageError where it cannot be used.
 
-    Nobody reads on beyond the length that was announced, so no sender can cost more than that.
+    limit: the length in bytes that was announced. Nobody reads on beyond it, so no sender can cost
+    more than that.
     """
     sender = f"round {plan.round}, client {result.client}"
-    limit = wire.message_bytes(setting.up, expected)
     if len(result.message) > limit:
         raise MessageError(
             f"{sender}: the message is damaged: it has {len(result.message):,} bytes, and no "

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from rich import box
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -40,30 +42,16 @@ COLUMNS = {
 }
 
 
-class Watcher:
-    """Progress with time left, one bar per experiment; plain lines where there is no terminal."""
+class Bars:
+    """Progress bars while this is entered: live on a terminal, else left to plain lines."""
 
-    def __init__(self, configs: Sequence[ExperimentConfig], *, quiet: bool = False) -> None:
-        columns = (
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]:<30}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-        )
+    def __init__(self, *columns: ProgressColumn, quiet: bool) -> None:
         self.live = console.is_terminal and not quiet
         self.plain = not console.is_terminal and not quiet
-        self.progress = Progress(*columns, console=console, disable=not self.live)
-        self._tasks: list[TaskID] = []
-        self._configs, self._labels = configs, _distinct_labels(configs)
+        self.bars = Progress(*columns, console=console, disable=not self.live)
 
-    def __enter__(self) -> Watcher:
-        self.progress.start()
-        for label in self._labels:
-            task = self.progress.add_task(label, total=None, start=False, note="waiting")
-            self._tasks.append(task)
+    def __enter__(self) -> Self:
+        self.bars.start()
         return self
 
     def __exit__(
@@ -72,7 +60,32 @@ class Watcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.progress.stop()
+        self.bars.stop()
+
+
+class Watcher(Bars):
+    """Progress with time left, one bar per experiment; plain lines where there is no terminal."""
+
+    def __init__(self, configs: Sequence[ExperimentConfig], *, quiet: bool = False) -> None:
+        super().__init__(
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]:<30}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            quiet=quiet,
+        )
+        self._tasks: list[TaskID] = []
+        self._configs, self._labels = configs, _distinct_labels(configs)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        for label in self._labels:
+            task = self.bars.add_task(label, total=None, start=False, note="waiting")
+            self._tasks.append(task)
+        return self
 
     def on_event(self, config: ExperimentConfig, event: events.Event) -> None:
         position = self._configs.index(config)
@@ -80,25 +93,23 @@ class Watcher:
         match event:
             case events.Progress(stage, done, total):
                 if not done:
-                    self.progress.start_task(task)
-                self.progress.update(task, completed=done, total=total, note=stage)
+                    self.bars.start_task(task)
+                self.bars.update(task, completed=done, total=total, note=stage)
                 if self.plain and done in (0, total):
                     console.print(f"{label}: {stage} {done}/{total}")
             case events.Started(rounds=rounds, next_round=next_round):
-                self.progress.reset(
-                    task, total=max(rounds, 1), completed=next_round, note="training"
-                )
+                self.bars.reset(task, total=max(rounds, 1), completed=next_round, note="training")
             case events.Committed(record=record):
-                self.progress.update(task, completed=record.round + 1, note=_scores(record.metrics))
+                self.bars.update(task, completed=record.round + 1, note=_scores(record.metrics))
                 if self.plain and self._is_milestone(task, record.round + 1):
                     console.print(f"{label}: round {record.round + 1}  {_scores(record.metrics)}")
             case events.Finished():
-                end = self.progress.tasks[task].total or 1
-                self.progress.update(task, completed=end, total=end)
-                self.progress.stop_task(task)
+                end = self.bars.tasks[task].total or 1
+                self.bars.update(task, completed=end, total=end)
+                self.bars.stop_task(task)
 
     def _is_milestone(self, task: TaskID, done: int) -> bool:
-        total = int(self.progress.tasks[task].total or 1)  # what a budget admits, where one is set
+        total = int(self.bars.tasks[task].total or 1)  # what a budget admits, where one is set
         return done in (0, total) or done % max(1, total // 5) == 0
 
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
-from fl_core.aggregation import Aggregator, Partial, WeightedMean, Weights
-from fl_core.federation.adapters import low_rank_faults
-from fl_core.federation.ranks import UnequalRanks, add_held, trained_factors
-from fl_core.low_rank import Pair, leading, pairs_of, side_by_side
+from fl_core.aggregation import Aggregator, Partial, WeightedMean
+from fl_core.federation.ranks import HeldFactors, UnequalRanks, trained_factors
+from fl_core.low_rank import leading, pairs_of, side_by_side
 from fl_core.types import Params, ServerState, TensorSpec
-
-if TYPE_CHECKING:
-    from fl_core.learners import Learner
-    from fl_core.work import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +24,13 @@ class FlexLoRA(UnequalRanks):
 
     name: Literal["flexlora"] = "flexlora"
 
-    def faults(self, learner: Learner, training: Training) -> list[str]:
-        return low_rank_faults(self.name, learner)
-
     def aggregator(self, server: ServerState, specs: Mapping[str, TensorSpec]) -> Aggregator:
         return Decomposed(self.weights, pairs_of(specs), server.tensors)
 
 
 @dataclass(frozen=True)
-class Decomposed:
+class Decomposed(HeldFactors):
     """The change from ``start`` to the decomposition of the mean product; else the mean."""
-
-    weights: Weights
-    pairs: Mapping[str, Pair]
-    start: Params
-
-    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
-        return add_held(self.weights, self.pairs, partial, update, num_examples)
 
     def finish(self, partial: Partial) -> Params:
         mean = WeightedMean(self.weights).finish(partial)

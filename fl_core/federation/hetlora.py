@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
-from fl_core.aggregation import Aggregator, Partial, WeightedMean, Weights
-from fl_core.federation.adapters import low_rank_faults
-from fl_core.federation.ranks import UnequalRanks, add_held, trained_factors
-from fl_core.low_rank import Pair, pairs_of
+from fl_core.aggregation import Aggregator, Partial, WeightedMean
+from fl_core.federation.ranks import HeldFactors, UnequalRanks, trained_factors
+from fl_core.low_rank import pairs_of
 from fl_core.types import Params, ServerState, TensorSpec
-
-if TYPE_CHECKING:
-    from fl_core.learners import Learner
-    from fl_core.work import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +25,13 @@ class HetLoRA(UnequalRanks):
 
     name: Literal["hetlora"] = "hetlora"
 
-    def faults(self, learner: Learner, training: Training) -> list[str]:
-        return low_rank_faults(self.name, learner)
-
     def aggregator(self, server: ServerState, specs: Mapping[str, TensorSpec]) -> Aggregator:
         return SparsityWeighted(self.weights, pairs_of(specs), server.tensors)
 
 
 @dataclass(frozen=True)
-class SparsityWeighted:
+class SparsityWeighted(HeldFactors):
     """The change from ``start`` to the padded factors' mean by their products' norms."""
-
-    weights: Weights
-    pairs: Mapping[str, Pair]
-    start: Params
-
-    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
-        return add_held(self.weights, self.pairs, partial, update, num_examples)
 
     def finish(self, partial: Partial) -> Params:
         mean = WeightedMean(self.weights).finish(partial)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fl_core.aggregation import Partial, WeightedMean, Weights
 from fl_core.errors import ConfigError
+from fl_core.federation.adapters import low_rank_faults
 from fl_core.federation.averaging import Averaging, train_once
 from fl_core.federation.base import LocalResult, Train
 from fl_core.low_rank import Pair, pairs_of
 from fl_core.types import Params, ServerState, TensorSpec
 from fl_core.wire import Shapes
+
+if TYPE_CHECKING:
+    from fl_core.learners import Learner
+    from fl_core.work import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +31,16 @@ class UnequalRanks(Averaging):
     factor alpha / r is the learner's for all.
     """
 
+    name: str
     ranks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if any(rank < 1 for rank in self.ranks):
             raise ConfigError(f"ranks = {list(self.ranks)} is not allowed: each must be >= 1.")
+
+    def faults(self, learner: Learner, training: Training) -> list[str]:
+        return low_rank_faults(self.name, learner)
 
     def init_server(
         self, params: Params, specs: Mapping[str, TensorSpec], num_clients: int
@@ -72,15 +82,23 @@ def trained_factors(start: Params, update: Params, pair: Pair) -> tuple[Tensor, 
     return start[pair.b][:, : b.shape[1]] + b, start[pair.a][: a.shape[0]] + a
 
 
-def add_held(
-    weights: Weights, pairs: Mapping[str, Pair], partial: Partial, update: Params, num_examples: int
-) -> Partial:
-    """The mean of what is no factor goes on; the factors are held, each with its weight."""
-    factors = {name for pair in pairs.values() for name in (pair.a, pair.b)}
-    rest = {name: tensor for name, tensor in update.items() if name not in factors}
-    summed = WeightedMean(weights).add(partial, rest, num_examples)
-    weight = summed.total_weight - partial.total_weight
-    held = {name: tensor for name, tensor in update.items() if name in factors}
-    return Partial(
-        summed.sums, summed.total_weight, summed.num_clients, (*partial.held, (held, weight))
-    )
+@dataclass(frozen=True)
+class HeldFactors:
+    """Aggregates what is no factor as it comes in, and holds the factors, each with its weight.
+
+    start: the server's tensors before the round.
+    """
+
+    weights: Weights
+    pairs: Mapping[str, Pair]
+    start: Params
+
+    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
+        factors = {name for pair in self.pairs.values() for name in (pair.a, pair.b)}
+        rest = {name: tensor for name, tensor in update.items() if name not in factors}
+        summed = WeightedMean(self.weights).add(partial, rest, num_examples)
+        weight = summed.total_weight - partial.total_weight
+        held = {name: tensor for name, tensor in update.items() if name in factors}
+        return Partial(
+            summed.sums, summed.total_weight, summed.num_clients, (*partial.held, (held, weight))
+        )

@@ -11,11 +11,10 @@ import torch
 from fl_core.backbones.language import Language
 from fl_core.backbones.language_layers import IA3_IN, IA3_OUT
 from fl_core.backbones.language_tower import Adapter, build_tower
-from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.learners.text_learner import TextLearner
-from fl_core.learners.text_model import TextModel, check_top_layers, text_model
+from fl_core.learners.text_model import TextModel, check_top_layers, stored_inputs, text_model
 from fl_core.types import Params, Task
 
 
@@ -47,8 +46,7 @@ class IA3(TextLearner):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        below = () if self.top_layers is None else (f"{BELOW_TOP}{self.top_layers}",)
-        return (TOKEN_IDS, *below)
+        return stored_inputs(self.top_layers)
 
     def prepare(self, backbone: Language, task: Task) -> TextModel:
         known = backbone.ia3_modules
@@ -72,9 +70,7 @@ class IA3(TextLearner):
             )
             for place in frozen.tower.places
         }
-        params |= frozen.first_head(generator)
-        device = frozen.tower.device
-        return {name: tensor.to(device, frozen.dtype) for name, tensor in params.items()}
+        return frozen.with_head(params, generator)
 
 
 def _ends_in(place: Adapter, names: Sequence[str]) -> bool:

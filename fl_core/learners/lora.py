@@ -13,12 +13,11 @@ from torch import Tensor
 from fl_core.backbones.language import Language
 from fl_core.backbones.language_layers import KEY, LORA_A, LORA_B
 from fl_core.backbones.language_tower import build_tower
-from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.learners.base import Feature
 from fl_core.learners.text_learner import TextLearner
-from fl_core.learners.text_model import TextModel, check_top_layers, text_model
+from fl_core.learners.text_model import TextModel, check_top_layers, stored_inputs, text_model
 from fl_core.types import Batch, Params, Role, Task, TensorSpec
 
 ROLES: Mapping[str, Role] = {LORA_A: "lora_A", LORA_B: "lora_B"}
@@ -49,8 +48,7 @@ class LoRA(TextLearner):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        below = () if self.top_layers is None else (f"{BELOW_TOP}{self.top_layers}",)
-        return (TOKEN_IDS, *below)
+        return stored_inputs(self.top_layers)
 
     def prepare(self, backbone: Language, task: Task) -> TextModel:
         modules = self.modules or backbone.lora_modules
@@ -70,9 +68,7 @@ class LoRA(TextLearner):
             a = torch.empty(self.rank, place.d_in, dtype=torch.float64)
             params[f"{place.path}.{LORA_A}"] = a.uniform_(-bound, bound, generator=generator)
             params[f"{place.path}.{LORA_B}"] = torch.zeros(place.d_out, self.rank)
-        params |= frozen.first_head(generator)
-        device = frozen.tower.device
-        return {name: tensor.to(device, frozen.dtype) for name, tensor in params.items()}
+        return frozen.with_head(params, generator)
 
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:
         split = {name: name.rpartition(".")[::2] for name in params}

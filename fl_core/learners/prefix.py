@@ -41,6 +41,4 @@ class Prefix(TextLearner):
     def init(self, frozen: TextModel, generator: torch.Generator) -> Params:
         shape = self.num_tokens, *prefix_shape(frozen.tower.body)
         prefix = self.std * torch.randn(shape, generator=generator, dtype=torch.float64)
-        params = {PREFIX: prefix} | frozen.first_head(generator)
-        device = frozen.tower.device
-        return {name: tensor.to(device, frozen.dtype) for name, tensor in params.items()}
+        return frozen.with_head({PREFIX: prefix}, generator)

@@ -38,12 +38,11 @@ class PromptTuning(TextLearner):
         return model
 
     def init(self, frozen: TextModel, generator: torch.Generator) -> Params:
-        words, device = frozen.tower.words(), frozen.tower.device
+        words = frozen.tower.words()
         if self.start == "words":
             drawn = torch.randint(len(words), (self.num_tokens,), generator=generator)
             prompt = words[drawn.to(words.device)].clone()
         else:
             shape = self.num_tokens, words.shape[1]
             prompt = torch.randn(shape, generator=generator, dtype=torch.float64)
-        params = {PROMPT: prompt} | frozen.first_head(generator)
-        return {name: tensor.to(device, frozen.dtype) for name, tensor in params.items()}
+        return frozen.with_head({PROMPT: prompt}, generator)

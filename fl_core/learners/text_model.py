@@ -52,13 +52,13 @@ class TextModel:
         """Of what is trained, which is at least float32."""
         return torch.promote_types(self.tower.dtype, torch.float32)
 
-    def first_head(self, generator: torch.Generator) -> Params:
-        """The tensors of a classifier before training: N(0, 0.02²) as in BERT, biases 0."""
-        if self.words is not None or self.names is not None:
-            return {}
-        shape = self.num_classes, self.width
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return {WEIGHT: HEAD_STD * drawn, BIAS: torch.zeros(self.num_classes)}
+    def with_head(self, params: Params, generator: torch.Generator) -> Params:
+        """Trained tensors and a classifier's first ones: N(0, 0.02²) as in BERT, biases 0."""
+        if self.words is None and self.names is None:
+            shape = self.num_classes, self.width
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+            params = {**params, WEIGHT: HEAD_STD * drawn, BIAS: torch.zeros(self.num_classes)}
+        return {name: t.to(self.tower.device, self.dtype) for name, t in params.items()}
 
     def loss_and_features(
         self, params: Params, batch: Batch, feature: Feature
@@ -93,6 +93,11 @@ class TextModel:
         if self.names is not None:
             return self.scale * F.normalize(h, dim=-1) @ self.names.to(h.dtype).mT  # [B, C]
         return F.linear(h, params[WEIGHT].to(h.dtype), params[BIAS].to(h.dtype))
+
+
+def stored_inputs(top_layers: int | None) -> tuple[str, ...]:
+    """What a learner reads whose adapters are in the top layers only, or in all (None)."""
+    return (TOKEN_IDS,) if top_layers is None else (TOKEN_IDS, f"{BELOW_TOP}{top_layers}")
 
 
 def check_top_layers(top_layers: int | None, head: Head) -> None:

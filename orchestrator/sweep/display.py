@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich import box
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -19,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from orchestrator import events
-from orchestrator.display import console
+from orchestrator.display import Bars, console
 from orchestrator.results import Result
 from orchestrator.sweep.config import label
 from orchestrator.sweep.design import Trial
@@ -37,36 +35,22 @@ MAX_BARS = 8
 """Running trials that get a bar of their own."""
 
 
-class SweepWatcher:
+class SweepWatcher(Bars):
     """A bar for the sweep and one per running trial; plain lines where there is no terminal."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.live = console.is_terminal and not quiet
-        self.plain = not console.is_terminal and not quiet
-        columns = (
+        super().__init__(
             TextColumn("{task.description:<34}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]:<22}"),
             TimeElapsedColumn(),
+            quiet=quiet,
         )
-        self.bars = Progress(*columns, console=console, disable=not self.live)
         self._main = self.bars.add_task("trials", total=None, note="")
         self._tasks: dict[str, TaskID] = {}
         self._total = self._ended = self._ran = 0
         self._began = 0.0
-
-    def __enter__(self) -> SweepWatcher:
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bars.stop()
 
     def expect(self, total: int) -> None:
         self._total = total

@@ -144,13 +144,13 @@ def _budgets(design: Design) -> dict[str, str]:
     budgets = design.sweep.budgets
     if not budgets:
         return {}
-    largest = [cell[MEGABYTES] == max(budgets) for cell in design.cells if MEGABYTES in cell]
-    runs = "one run answers all" if all(largest) else "a run for each"
-    runs = (
-        runs
-        if all(largest) or sum(largest) * len(budgets) == len(largest)
-        else ("one run answers all where the learning rate does not follow the end of the run")
-    )
+    cells = [cell[MEGABYTES] for cell in design.cells if MEGABYTES in cell]
+    if set(cells) <= {max(budgets)}:
+        runs = "one run answers all"
+    elif len(cells) == cells.count(max(budgets)) * len(budgets):
+        runs = "a run for each"
+    else:
+        runs = "one run answers all where the learning rate does not follow the end of the run"
     return {"budgets, MB per client": f"{', '.join(f'{b:g}' for b in sorted(budgets))}: {runs}"}
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fl_core.errors import ConfigError
+from fl_core.federation import Federation
 from fl_core.round import Load, RoundPlan, Setting, Standing, expected_loads, plan_round
 from fl_core.seeds import generator
 from fl_core.work import Training
@@ -163,17 +164,17 @@ def horizon(
 
 def rounds_to_schedule(training: Training, rounds: int, forecast: Forecast) -> int:
     """The rounds over which the learning rate falls: the admitted ones, where it falls over all."""
-    return forecast.rounds if falls_over_run(training) else rounds
+    return forecast.rounds if _falls_over_run(training) else rounds
 
 
-def one_run_answers(training: Training, communication: Communication, setting: Setting) -> bool:
+def one_run_answers(training: Training, communication: Communication, rule: Federation) -> bool:
     """Whether a run's first rounds are the run of every smaller budget.
 
     Not where the learning rate falls towards the run's end, which the budget sets; nor where a
     budget per client changes who is drawn.
     """
-    drawn = setting.rule.clients_per_round is not None
-    return not falls_over_run(training) and not (drawn and communication.budget.per == "client")
+    drawn = rule.clients_per_round is not None
+    return not _falls_over_run(training) and not (drawn and communication.budget.per == "client")
 
 
 def refuse_no_round(
@@ -206,7 +207,7 @@ def refuse_no_round(
     return ConfigError(faults)
 
 
-def falls_over_run(training: Training) -> bool:
+def _falls_over_run(training: Training) -> bool:
     """Whether the learning rate follows the end of the run: longer runs then begin otherwise."""
     return training.schedule != "constant" and training.schedule_span == "run"
 

@@ -141,7 +141,7 @@ def make_plan(config: ExperimentConfig) -> Plan:
         round_down_bytes=forecast.first.down,
         total_bytes=forecast.total.up + forecast.total.down,
         link_s=forecast.seconds if run.purse.links else None,
-        one_run_answers=one_run_answers(config.training, config.communication, run.setting),
+        one_run_answers=one_run_answers(config.training, config.communication, config.federation),
         state=_state(config, experiment.all_features),
     )
 

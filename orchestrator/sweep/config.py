@@ -193,8 +193,8 @@ class SweepConfig:
     base: settings that all trials have, inline or as a file. seeds: of training, a list or how
     many; with ``vary_data`` the i-th seed also draws the data anew (scenario.seed + i).
     budgets: megabytes per client, both ways, at which methods are compared. Where the learning
-    rate does not follow the end of the run, one run up to the largest answers all of them;
-    elsewhere each is a run of its own.
+    rate does not follow the end of the run and all clients take part in every round, one run up
+    to the largest answers all of them; elsewhere each is a run of its own.
     """
 
     __pydantic_config__: ClassVar = FORBID

@@ -13,7 +13,7 @@ from fl_core.errors import ConfigError
 from fl_core.federation import FedAvg
 from fl_core.learners import CoOp
 from fl_core.seeds import derive
-from orchestrator.budget import falls_over_run
+from orchestrator.budget import one_run_answers
 from orchestrator.config import ExperimentConfig
 from orchestrator.loading import config_hash, load_config, resolve
 from orchestrator.reading import ROOT, put
@@ -103,13 +103,16 @@ class Design:
         """Which of the sweep's budgets need a run of their own in this cell."""
         if not self.sweep.budgets:
             return ()
+        largest = max(self.sweep.budgets)
         try:
-            config = self.config(cell, self.sweep.seed_list[0], "cell")
+            config = self.config({**cell, MEGABYTES: largest}, self.sweep.seed_list[0], "cell")
         except ConfigError:  # told with the faults of all trials
             return self.sweep.budgets
-        if not config.federation.communicates:
+        rule = config.federation
+        if not rule.communicates:
             return ()
-        return self.sweep.budgets if falls_over_run(config.training) else (max(self.sweep.budgets),)
+        answers = one_run_answers(config.training, config.communication, rule)
+        return (largest,) if answers else self.sweep.budgets
 
     def method(self, cell: Values) -> str:
         """The value of the axis ``method``, or learner and federation where there is none."""

@@ -150,7 +150,7 @@ def _budgets(design: Design) -> dict[str, str]:
     elif len(cells) == cells.count(max(budgets)) * len(budgets):
         runs = "a run for each"
     else:
-        runs = "one run answers all where the learning rate does not follow the end of the run"
+        runs = "one run answers all where neither learning rate nor cohorts follow the budget"
     return {"budgets, MB per client": f"{', '.join(f'{b:g}' for b in sorted(budgets))}: {runs}"}
 
 

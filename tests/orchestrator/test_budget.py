@@ -246,7 +246,7 @@ def test_a_budget_below_one_round_is_told_with_what_one_round_needs(budget, said
 def test_one_run_answers_all_budgets_only_if_no_horizon_enters_it(training, per, cohort, answers):
     terms = Communication(budget=Budget(megabytes=1.0, per=per))
     setting = setting_for(clients_per_round=cohort)
-    assert one_run_answers(training, terms, setting) == answers
+    assert one_run_answers(training, terms, setting.rule) == answers
     forecast = horizon(setting, Purse(Budget(megabytes=0.02)), Standing(0, SHAPES), range(4), 50)
     scheduled = rounds_to_schedule(training, 50, forecast)
     falls = training.schedule == "cosine" and training.schedule_span == "run"

@@ -82,6 +82,12 @@ def test_each_budget_is_a_run_where_the_learning_rate_follows_the_end():
     assert found["local"] == [None, None]
 
 
+def test_each_budget_is_a_run_where_who_is_drawn_depends_on_what_was_spent():
+    base = {"training": {"schedule": "constant"}, "federation": {"clients_per_round": 3}}
+    found = megabytes(Design(sweep_of({"method": METHODS}, budgets=[1, 4], base=base)).check())
+    assert found["promptfl"] == [1, 4]
+
+
 def test_budgets_that_mean_nothing_or_stand_in_two_places_are_refused():
     assert any("budgets = [1.0, 1.0]" in f for f in faults_of({}, budgets=[1, 1]))
     assert any("budgets = [0.0]" in f for f in faults_of({}, budgets=[0]))

@@ -30,7 +30,7 @@ from fl_core.learners import ZeroShot
 from fl_core.optim import SGD
 from fl_core.types import Batch, Params, ServerState, TensorSpec
 from fl_core.work import Training
-from orchestrator.checkpoint import RoundRecord, RunStore
+from orchestrator.checkpoint import Counts, RoundRecord, RunStore
 from orchestrator.config import Evaluation, ExperimentConfig
 from orchestrator.coordinator import Coordinator
 from orchestrator.events import Committed
@@ -51,7 +51,7 @@ MEMORY_AT = (10, 200)
 
 @dataclass(frozen=True)
 class Vector:
-    """One tensor of ``size`` floats that shrinks a little: a local step that costs nothing."""
+    """One tensor of ``size`` floats, all of which a step moves alike: local work of one pass."""
 
     size: int
     inputs: ClassVar[tuple[str, ...]] = ()
@@ -71,7 +71,7 @@ class Vector:
         return {"vector": TensorSpec()}
 
     def loss(self, params: Params, frozen: None, batch: Batch) -> Tensor:
-        return 0.5 * params["vector"].square().sum() * batch.mask.mean()
+        return params["vector"].sum() * batch.mask.mean()
 
 
 class VectorExperiment(Experiment):
@@ -86,7 +86,11 @@ class RecordsOff(RunStore):
     """A store that keeps nothing: what a round costs without its durable record."""
 
     def commit(
-        self, record: RoundRecord, server: ServerState, states: Mapping[int, Params]
+        self,
+        record: RoundRecord,
+        server: ServerState,
+        states: Mapping[int, Params],
+        confusion: Counts | None = None,
     ) -> RoundRecord:
         return record
 

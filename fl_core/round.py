@@ -21,6 +21,7 @@ from fl_core.diagnostics import Diagnosis
 from fl_core.errors import MessageError
 from fl_core.federation import Federation
 from fl_core.participation import Participation
+from fl_core.groups import even_groups
 from fl_core.seeds import generator
 from fl_core.types import (
     ClientFailure,
@@ -90,10 +91,10 @@ class RoundResult:
 class Setting:
     """What stays the same from round to round.
 
-    up: codec of the updates; specs: scope and role of the learner's tensors; group_size: clients
-    that are trained together; down: codec of the broadcast, None for the one that ``up`` implies;
-    max_update_norm: L2 norm over all tensors of an update above which it is dropped. participation:
-    who can be drawn, and who answers.
+    up: codec of the updates; specs: scope and role of the learner's tensors; group_size: how many
+    clients at most are trained together; down: codec of the broadcast, None for the one that ``up``
+    implies; max_update_norm: L2 norm over all tensors of an update above which it is dropped.
+    participation: who can be drawn, and who answers.
     """
 
     rule: Federation
@@ -155,9 +156,7 @@ def plan_round(setting: Setting, round: int, clients: Sequence[int]) -> RoundPla
         cohort = sorted(clients)
     absent = taking_part.absent(setting.seed, round, cohort)
     answering = [client for client in cohort if client not in absent]
-    size = setting.group_size
-    groups = (tuple(answering[i : i + size]) for i in range(0, len(answering), size))
-    return RoundPlan(round, tuple(groups), absent)
+    return RoundPlan(round, even_groups(answering, setting.group_size), absent)
 
 
 def expected_loads(setting: Setting, standing: Standing, clients: Iterable[int]) -> dict[int, Load]:

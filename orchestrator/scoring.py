@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 from fl_core.federation.states import as_personal, personal_part
+from fl_core.groups import even_groups
 from fl_core.learners import Learner
 from fl_core.types import Params, ServerState, TensorSpec
 from orchestrator.executors import Executor
@@ -65,10 +66,7 @@ class Scorer:
         self.newcomer = config.scenario.protocol
         group_size = config.resources.group_size
         assert isinstance(group_size, int)  # resolved before the run
-        clients = range(self.population.num_clients)
-        self.groups = [
-            tuple(clients[i : i + group_size]) for i in range(0, len(clients), group_size)
-        ]
+        self.groups = even_groups(range(self.population.num_clients), group_size)
 
     def score(self, server: ServerState, fresh_state: Params) -> Metrics:
         """All metrics of the state after a round; client states come from the ledger."""

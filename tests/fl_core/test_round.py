@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ from toys import Bench, LinearWithFeatures, linear_problem, uneven_shards
 
 from fl_core import wire
 from fl_core.federation import FEDERATIONS, FedAvg, FedProx, LocalOnly
+from fl_core.groups import even_groups
 from fl_core.optim import SGD
 from fl_core.round import Load, Setting, Standing, expected_loads, plan_round, run_round
 from fl_core.types import ClientFailure, ServerState
@@ -52,7 +54,7 @@ def test_a_cohort_is_drawn_by_name_sorted_and_cut_into_consecutive_groups():
     _, setting, _ = make(FedAvg(clients_per_round=4), group_size=3)
     plan = plan_round(setting, 0, range(100))
     assert plan.cohort == sorted(plan.cohort)
-    assert [len(group) for group in plan.groups] == [3, 1]
+    assert [len(group) for group in plan.groups] == [2, 2]
     assert plan == plan_round(setting, 0, range(100))
     assert plan.cohort != plan_round(setting, 1, range(100)).cohort
 
@@ -313,3 +315,13 @@ def test_group_size_changes_nothing_but_the_last_digits(group_size):
     ours = go(bench, setting, server, 2)[-1].server.tensors["weight"]
     theirs = go(*reference, 2)[-1].server.tensors["weight"]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_groups_are_as_few_as_their_size_allows_and_differ_by_one_client_at_most():
+    for num in range(30):
+        for size in range(1, 12):
+            groups = even_groups(range(num), size)
+            assert [client for group in groups for client in group] == list(range(num))
+            sizes = [len(group) for group in groups]
+            assert len(groups) == math.ceil(num / size)
+            assert not sizes or (max(sizes) <= size and max(sizes) - min(sizes) <= 1)

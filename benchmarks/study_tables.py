@@ -1,7 +1,7 @@
 """Markdown tables of the sweeps in benchmarks/studies, for the documentation.
 
     fedarena sweep benchmarks/studies/robust.yaml
-    python benchmarks/study_tables.py robust
+    python benchmarks/study_tables.py robust --picture robust.png
 
 Mean and standard deviation over seeds, in percent; from runs/sweeps of this folder.
 """
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", choices=METRICS)
     parser.add_argument("--folder", type=Path, default=Path("runs"))
+    parser.add_argument("--picture", type=Path, help="where to draw the table's figures")
     args = parser.parse_args()
     found = find_sweep(args.study, args.folder)
     if found is None:
@@ -42,13 +43,41 @@ def main() -> None:
     trials = pd.read_csv(found / "trials.csv", keep_default_na=False, na_values=[""])
     trials = trials[(trials.stage == "test") & trials.status.isin(["finished", "reused"])]
     print(table(trials, METRICS[args.study]))
+    if args.picture:
+        draw(trials, METRICS[args.study], args.picture)
+
+
+def cells_of(trials: pd.DataFrame) -> pd.Series[str]:
+    """What each trial's values on all axes but method and seed are, as one text."""
+    stage = list(trials.columns).index("stage")
+    axes = list(trials.columns[stage + 1 : list(trials.columns).index("seed")])
+    return trials[axes].astype(str).agg(", ".join, axis=1) if axes else pd.Series("", trials.index)
+
+
+def draw(trials: pd.DataFrame, metrics: list[str], path: Path) -> None:
+    """A panel per metric: over the cells, each method's mean and standard deviation over seeds."""
+    from matplotlib.figure import Figure
+
+    cells = cells_of(trials)
+    names, methods = list(dict.fromkeys(cells)), list(dict.fromkeys(trials.method))
+    figure = Figure(figsize=(1.5 + 4.5 * len(metrics), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axis, metric in zip(panels, metrics, strict=True):
+        for i, method in enumerate(methods):
+            own = [100 * trials[(trials.method == method) & (cells == c)][metric] for c in names]
+            places = [c + 0.11 * (i - (len(methods) - 1) / 2) for c in range(len(names))]
+            means, spread = [v.mean() for v in own], [v.std() for v in own]
+            axis.errorbar(places, means, spread, fmt="o", markersize=5, capsize=2, label=method)
+        axis.set_xticks(range(len(names)), names)
+        axis.set_ylabel(f"accuracy of the {TITLES[metric]}, %")
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
 
 
 def table(trials: pd.DataFrame, metrics: list[str]) -> str:
     """A row per method; a column per cell and metric."""
-    stage = list(trials.columns).index("stage")
-    axes = list(trials.columns[stage + 1 : list(trials.columns).index("seed")])
-    cells = trials[axes].astype(str).agg(", ".join, axis=1) if axes else pd.Series("", trials.index)
+    cells = cells_of(trials)
     names, methods = list(dict.fromkeys(cells)), list(dict.fromkeys(trials.method))
     columns = [(cell, m) for m in metrics if m in trials for cell in names]
     plain = len(names) == 1

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fl_core.backbones.clip_towers import CONFIG, TowerFiles, tower_files
 from fl_core.backbones.module_tower import ModuleTower
 from fl_core.backbones.prompt_plan import NameTokens, Position
 from fl_core.backbones.text_tower import PromptLayout, TextTower, load_tower
@@ -57,11 +58,15 @@ class OpenClip:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights of an OpenClip come from: open_clip's name for it, and local files."""
+    """Where the weights of an OpenClip come from: open_clip's name for it, and local files.
+
+    towers: those of the files that hold one tower each; None where one file has the whole model.
+    """
 
     model: str
     pretrained: str | None
     files: tuple[Path, ...]
+    towers: TowerFiles | None = None
 
 
 def prepare_clip(spec: OpenClip, folder: Path, packaged: Mapping[str, Path]) -> Path:
@@ -273,10 +278,12 @@ def find_origin(spec: OpenClip, packaged: Mapping[str, Path]) -> Origin:
                 f"pretrained {spec.pretrained!r}: {spec.model!r} brings its own weights, "
                 "leave pretrained out"
             )
-        if not (local / "open_clip_config.json").is_file():
-            raise ConfigError(f"model {spec.model!r}: {local} has no open_clip_config.json")
-        files = tuple(sorted(path for path in local.iterdir() if path.is_file()))
-        return Origin(f"{LOCAL}{local}", None, files)
+        if not (local / CONFIG).is_file():
+            raise ConfigError(f"model {spec.model!r}: {local} has no {CONFIG}")
+        towers = tower_files(local)
+        own = {path for path in local.iterdir() if path.is_file()}
+        files = tuple(sorted(own.union(towers or ())))
+        return Origin(f"{LOCAL}{local}", None, files, towers)
     path = Path(spec.pretrained or "")
     return Origin(spec.model, spec.pretrained, (path,) if path.is_file() else ())
 

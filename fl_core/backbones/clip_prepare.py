@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fl_core.backbones import extract
 from fl_core.backbones.clip import FORMAT, LOCAL, OpenClip, Origin, is_complete
+from fl_core.backbones.clip_towers import whole_model
 from fl_core.backbones.text_tower import FunctionalTower, save_tower
 from fl_core.backbones.tokens import save_tokenizer
 from fl_core.backbones.vision import all_tensors
@@ -87,6 +88,9 @@ def _check_activation(model: str, tag: str, weights: bool) -> None:
 
 
 def _load(spec: OpenClip, origin: Origin) -> nn.Module:
+    if origin.towers is not None:
+        with whole_model(Path(origin.model.removeprefix(LOCAL)), origin.towers) as folder:
+            return _load(spec, Origin(f"{LOCAL}{folder}", None, ()))
     random = origin.pretrained == "random"
     try:
         # open_clip draws from the global generator: lend it a seeded one, then restore it.

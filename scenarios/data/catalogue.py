@@ -63,7 +63,9 @@ PACKAGED_DATASETS: Mapping[str, tuple[Path, ...]] = MappingProxyType(
 )
 PUBLISHED = frozenset({*LAYOUTS, *TEXT_TASKS, *TEXT_GROUPS})
 """The names that go with a place, as ``NAME:PLACE``."""
-PACKAGED_BACKBONES: Mapping[str, Path] = MappingProxyType({"emoji_clip": PACKAGED / "emoji_clip"})
+PACKAGED_BACKBONES: Mapping[str, Path] = MappingProxyType(
+    {name: PACKAGED / name for name in ("emoji_clip", "emoji_clip_vit")}
+)
 PACKAGED_LANGUAGE_MODELS: Mapping[str, Path] = MappingProxyType({"minilm": PACKAGED / "minilm"})
 
 

@@ -19,6 +19,9 @@ from scenarios.data.packaged.recipe.other_sets import others
 from scenarios.data.packaged.recipe.render import render_all
 from scenarios.data.packaged.recipe.select import select
 from scenarios.data.packaged.recipe.text_sets import texts
+from scenarios.data.packaged.recipe.vit import vit
+from scenarios.data.packaged.recipe.vit_export import export_vit
+from scenarios.data.packaged.recipe.vit_targets import targets
 
 STAGES: dict[str, Callable[[Path], None]] = {
     "fetch": fetch,
@@ -29,6 +32,9 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "corpus": corpus,
     "distil": distil,
     "export": export,
+    "targets": targets,
+    "vit": vit,
+    "export_vit": export_vit,
     "emoji": emoji,
     "others": others,
     "texts": texts,

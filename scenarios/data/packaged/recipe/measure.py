@@ -5,6 +5,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -18,6 +19,7 @@ from scenarios.data.packaged.recipe.export import MODEL_FOLDER, PACKAGED
 from scenarios.data.packaged.recipe.pictures import decode
 from scenarios.data.packaged.recipe.seeds import numpy_generator
 from scenarios.data.packaged.recipe.tables import METADATA_KEY
+from scenarios.data.packaged.recipe.vit_export import VIT_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +50,24 @@ class Encoded:
         )
 
 
-class Model:
-    """The packaged model as a user loads it."""
+def _tower_paths(folder: Path) -> dict[str, Any]:
+    """How open_clip is told of towers in files of their own."""
+    about = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    if "towers" not in about:
+        return {}
+    files = {tower: str(folder / name) for tower, name in about["towers"].items()}
+    return {"load_weights": False} | {
+        f"pretrained_{tower}_path": file for tower, file in files.items()
+    }
 
-    def __init__(self) -> None:
-        name = f"local-dir:{MODEL_FOLDER}"
+
+class Model:
+    """A packaged model as a user loads it."""
+
+    def __init__(self, folder: Path) -> None:
+        name = f"local-dir:{folder}"
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(
-            name, precision="fp32"
+            name, precision="fp32", **_tower_paths(folder)
         )
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(name)
@@ -186,10 +199,11 @@ def measure_set(model: Model, name: str) -> dict[str, object]:
 
 def measure(work: Path) -> None:
     torch.set_num_threads(1)
-    model = Model()
     present = [name for name in IMAGE_SETS if (PACKAGED / f"{name}.parquet").exists()]
-    report = {}
-    for name in present:
-        report[name] = measure_set(model, name)
-        logger.info("%s: %s", name, report[name])
+    report: dict[str, dict[str, object]] = {}
+    for folder in (MODEL_FOLDER, VIT_FOLDER):
+        model, found = Model(folder), report.setdefault(folder.name, {})
+        for name in present:
+            found[name] = measure_set(model, name)
+            logger.info("%s, %s: %s", folder.name, name, found[name])
     (work / "measured.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

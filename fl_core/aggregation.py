@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -66,9 +66,8 @@ class WeightedMean:
 
 def _grown(total: Tensor, tensor: Tensor, weight: float) -> Tensor:
     """``total`` + weight * ``tensor``, in place, in pieces that stay in a core's cache."""
-    for into, values in zip(
-        total.view(-1).split(AT_ONCE), tensor.reshape(-1).split(AT_ONCE), strict=True
-    ):
+    pieces = (torch.split(flat, AT_ONCE) for flat in (total.view(-1), tensor.reshape(-1)))
+    for into, values in zip(*pieces, strict=True):
         into.add_(values, alpha=weight)
     return total
 
@@ -103,3 +102,19 @@ class Stacked:
             return {}
         updates = [update for update, _ in partial.held]
         return {name: torch.stack([update[name] for update in updates]) for name in updates[0]}
+
+
+@dataclass(frozen=True)
+class MeanAndEach:
+    """The weighted mean, and every update as it is under ``<keeper>.<name>``, [n, ...]."""
+
+    mean: WeightedMean
+    keeper: str
+
+    def add(self, partial: Partial, update: Params, num_examples: int) -> Partial:
+        grown = self.mean.add(partial, update, num_examples)
+        return replace(grown, held=(*partial.held, (update, float(num_examples))))
+
+    def finish(self, partial: Partial) -> Params:
+        each = {f"{self.keeper}.{n}": t for n, t in Stacked().finish(partial).items()}
+        return self.mean.finish(partial) | each

@@ -14,6 +14,7 @@ BOUNDS = {
     "from 0 to 1": lambda x: 0 <= x <= 1,
     "from 0 to below 1": lambda x: 0 <= x < 1,
     "above 0 to 1": lambda x: 0 < x <= 1,
+    "above 0 to below 1": lambda x: 0 < x < 1,
 }
 
 

@@ -37,7 +37,8 @@ class Problem:
     address by row. ``views`` (each [N, V, ...]): several random views of each example; where there
     are any, a training step reads one of them instead. ``vmap_safe``: whether the backbone runs
     under ``torch.vmap``. ``tasks`` int64 [N] and ``candidates`` bool [T, C]: example i is chosen
-    from the classes ``candidates[tasks[i]]``; None: from all.
+    from the classes ``candidates[tasks[i]]``; None: from all. ``responses``: what may answer an
+    example, by row, where the model is to write.
     """
 
     learner: Learner
@@ -49,6 +50,7 @@ class Problem:
     views: Params = field(default_factory=dict)
     tasks: Tensor | None = None
     candidates: Tensor | None = None
+    responses: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     @property
     def num_views(self) -> int:
@@ -65,10 +67,11 @@ class Problem:
         mask: Tensor,
         views: Tensor | None = None,
         key: Tensor | None = None,
+        size: Tensor | None = None,
     ) -> Batch:
         """The examples ``rows`` [B]; ``views`` [B]: which view of each, where there are any.
 
-        key: of the random draws of a training step, an int64 scalar.
+        key: of the random draws of a training step, an int64 scalar; size: see ``Batch``.
         """
         if self.views and views is not None:
             inputs = {kind: values[rows, views] for kind, values in self.views.items()}
@@ -77,7 +80,7 @@ class Problem:
         open_to = None
         if self.tasks is not None and self.candidates is not None:
             open_to = self.candidates[self.tasks[rows]]  # [B, C]
-        return Batch(inputs, self.labels[rows], mask, key, open_to)
+        return Batch(inputs, self.labels[rows], mask, key, open_to, size)
 
 
 def train_group(
@@ -186,8 +189,8 @@ class _Loop:
         carried = params if step else {}
         for index, nobody_waits in enumerate(self.all_active):
             work = self.work
-            of_step = (part[index] for part in (work.rows, work.mask, work.views, work.keys))
-            batch = self.problem.batch(*of_step)
+            parts = work.rows, work.mask, work.views, work.keys, work.sizes
+            batch = self.problem.batch(*(part[index] for part in parts))
             of_batch = partial(gradient, batch=batch, index=index)
             taken = step(params, carried, of_batch) if step else Step(*of_batch(params))
             grads, loss = taken.gradient, taken.loss

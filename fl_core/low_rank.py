@@ -55,7 +55,9 @@ def leading(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u[:, :rank] * s[:rank], v[:rank]
 
 
-def mixed(theta: Params, phi: Params, share: float, specs: Mapping[str, TensorSpec]) -> Params:
+def mixed(
+    theta: Params, phi: Params, share: float | Tensor, specs: Mapping[str, TensorSpec]
+) -> Params:
     """Parameters under which each module gives (1 - share) of theta's output and share of phi's.
 
     The factors of an adapter stand side by side, of twice the rank; every other tensor is

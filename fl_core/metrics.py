@@ -54,6 +54,11 @@ class Tally:
         )
 
     @property
+    def means(self) -> dict[str, float | None]:
+        """By name: accuracy, nll and brier."""
+        return {"accuracy": self.accuracy, "nll": self.nll, "brier": self.brier}
+
+    @property
     def accuracy(self) -> float | None:
         """Share of examples whose predicted class is the true one."""
         return self.num_correct / self.num_examples if self.num_examples else None

@@ -8,8 +8,10 @@ subsampled form (Mironov et al., 2019, arXiv:1908.10530, for integer orders), tu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,20 +19,35 @@ from torch import Tensor
 from fl_core.draws import normal
 from fl_core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from fl_core.work import Training
+
 ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256, 512, 1024)
 
 
-def clipped_mean(gradients: Sequence[Tensor], mask: Tensor, clip: float) -> list[Tensor]:
-    """Mean over the kept samples of gradients [B, ...], each sample's joint L2 norm at most clip.
+def clipped_mean(
+    gradients: Sequence[Tensor], mask: Tensor, clip: float, size: Tensor | None = None
+) -> list[Tensor]:
+    """Sum over the kept samples of gradients [B, ...], each sample's joint L2 norm at most clip,
+    over ``size``.
 
-    The mean is over the number of kept rows (mask [B]), which is taken as public: the sum moves by
-    at most ``clip`` where one sample counts for nothing.
+    The sum moves by at most ``clip`` where one sample counts for nothing. size: None for the number
+    of kept rows (mask [B]), which is then taken as public.
     """
     square = torch.stack([(g**2).flatten(1).sum(dim=1) for g in gradients]).sum(dim=0)  # [B]
     tiny = torch.finfo(square.dtype).tiny
     factor = torch.where(mask > 0, (clip / square.clamp(min=tiny).sqrt()).clamp(max=1.0), 0.0)
-    num = mask.sum().clamp(min=1)
-    return [torch.einsum("b,b...->...", factor, g) / num for g in gradients]
+    num = mask.sum() if size is None else size
+    return [torch.einsum("b,b...->...", factor, g) / num.clamp(min=1) for g in gradients]
+
+
+def mean_clipped(
+    gradients: Sequence[Tensor], mask: Tensor, clip: float, size: Tensor
+) -> list[Tensor]:
+    """The mean over the kept samples, clipped as a whole: no sample's share in it is bounded."""
+    means = [torch.einsum("b,b...->...", mask, g).unsqueeze(0) / size for g in gradients]
+    one = torch.ones_like(mask[:1])
+    return clipped_mean(means, one, clip, one.sum())
 
 
 @dataclass(frozen=True)
@@ -67,8 +84,8 @@ def epsilon(
     if not noise_multiplier:
         return math.inf
     found = math.inf
-    for order in ORDERS:
-        divergence = _divergence(order, noise_multiplier, sampling_rate)
+    divergences = _divergences(noise_multiplier, sampling_rate)
+    for order, divergence in zip(ORDERS, divergences, strict=True):
         loss = math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
         found = min(found, num_steps * divergence + loss)
     return max(found, 0.0)
@@ -79,6 +96,45 @@ def combined(*noise_multipliers: float) -> float:
     if not all(noise_multipliers):
         return 0.0
     return 1 / math.sqrt(sum(1 / sigma**2 for sigma in noise_multipliers))
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """What one local step of a learner tells of its examples.
+
+    noise_multiplier: standard deviation of the noise over the sensitivity, of all that the step
+    releases together; clip: the L2 norm at which a gradient is cut; delta: at which
+    epsilon is told. per_example: whether it is each example's gradient that is cut.
+    """
+
+    noise_multiplier: float
+    clip: float
+    delta: float
+    per_example: bool = True
+
+    @property
+    def fault(self) -> str:
+        """Why there is no epsilon; empty where there is one."""
+        if not self.per_example:
+            return "the mean of a batch is clipped, which bounds no example's share in it"
+        return "" if self.noise_multiplier else "a gradient goes without noise"
+
+
+def spent(mechanism: Mechanism, training: Training, turns: Iterable[tuple[int, int]]) -> float:
+    """The epsilon of the example that has been told most of.
+
+    turns: of each client, (its examples, the times that it trained). An example has one client.
+    Neighbours differ in one example that counts for nothing. The mechanism must have no fault.
+    """
+    rounds: dict[int, int] = {}
+    for num_examples, times in turns:
+        rounds[num_examples] = max(times, rounds.get(num_examples, 0))
+    found = 0.0
+    for num_examples, times in rounds.items():
+        steps, rate = training.turns(num_examples)
+        noise, delta = mechanism.noise_multiplier, mechanism.delta
+        found = max(found, epsilon(noise, times * steps, delta, rate))
+    return found
 
 
 def noise_for(target: float, num_steps: int, delta: float, sampling_rate: float = 1.0) -> float:
@@ -95,6 +151,12 @@ def noise_for(target: float, num_steps: int, delta: float, sampling_rate: float 
         else:
             high = middle
     return high
+
+
+@lru_cache(maxsize=4096)
+def _divergences(sigma: float, q: float) -> tuple[float, ...]:
+    """Of each of ``ORDERS``; one noise and rate serve all rounds of a run."""
+    return tuple(_divergence(order, sigma, q) for order in ORDERS)
 
 
 def _divergence(order: float, sigma: float, q: float) -> float:

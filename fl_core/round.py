@@ -8,8 +8,7 @@ any order; the result has the same bits.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,10 +17,12 @@ import torch
 from fl_core import wire
 from fl_core.aggregation import Partial
 from fl_core.diagnostics import Diagnosis
+from fl_core.distillation import Refine, Refined
 from fl_core.errors import MessageError
 from fl_core.federation import Federation
-from fl_core.participation import Participation
 from fl_core.groups import even_groups
+from fl_core.participation import Participation
+from fl_core.receive import Announced, in_client_order, receive
 from fl_core.seeds import generator
 from fl_core.types import (
     ClientFailure,
@@ -115,6 +116,10 @@ class Setting:
         names = self.rule.update_names(self.rule.scopes(self.specs, round))
         return {name: shapes[name] for name in sorted(names)}
 
+    def announced(self, shapes: wire.Shapes) -> Announced:
+        """What an update with tensors of these shapes may be as a message."""
+        return Announced(self.up, shapes, self.max_update_norm)
+
     def part(self, client: int, shapes: wire.Shapes) -> wire.Shapes:
         """What of these tensors travels between the server and this client."""
         return self.rule.part_of(client, shapes, self.specs)
@@ -189,12 +194,15 @@ def run_round(
     plan: RoundPlan,
     last_seen: Mapping[int, int],
     execute: Execute,
+    *,
+    refine: Refine | None = None,
 ) -> RoundResult:
     """One round from ``server``.
 
     last_seen: the round in which each client last took part; it already knows what has not
     changed since. A client whose message cannot be used is dropped and recorded, like one that
     failed; the round goes on with the others, and leaves the state as it is if nobody is left.
+    refine: what the server trains itself, for rules that do (``fl_core.server_training``).
     """
     broadcast = setting.rule.broadcast(server)
     standing = Standing(plan.round, wire.shapes_of(broadcast), server.changed, last_seen)
@@ -205,32 +213,30 @@ def run_round(
     accepted: list[ClientResult] = []
     failures = [ClientFailure(client, reason) for client, reason in plan.absent.items()]
     arrived: dict[int, int] = {}
-    for outcome in _in_client_order(execute(plan, sent(frozenset(broadcast), standing.shapes))):
+    for outcome in in_client_order(execute(plan, sent(frozenset(broadcast), standing.shapes))):
         if isinstance(outcome, ClientFailure):
             failures.append(outcome)
             continue
-        expected = setting.part(outcome.client, whole)
-        limit = wire.message_bytes(setting.up, expected)
-        arrived[outcome.client] = min(len(outcome.message), limit)
-        try:
-            update = _received(setting, plan, outcome, expected, limit)
-        except MessageError as error:
-            failures.append(ClientFailure(outcome.client, str(error)))
+        announced = setting.announced(setting.part(outcome.client, whole))
+        arrived[outcome.client], update = receive(plan.round, outcome, announced)
+        if isinstance(update, MessageError):
+            failures.append(ClientFailure(outcome.client, str(update)))
             continue
         partial = aggregator.add(partial, update, outcome.num_examples)
         diagnosis.add(update, outcome.num_examples)
         accepted.append(outcome)
     parts = {client: setting.part(client, standing.shapes) for client in plan.cohort}
     down = {client: sent(standing.news(client), shapes) for client, shapes in parts.items()}
+    refined = _refined(setting.rule, server, aggregator.finish(partial), refine)
     counted = setting.rule.communicates
     return RoundResult(
-        server=_next_state(setting, server, aggregator.finish(partial)),
+        server=_next_state(setting, server, refined.update),
         accepted=tuple(result.client for result in accepted),
         failures=tuple(failures),
         states={result.client: result.state for result in accepted if result.state},
         traffic=_traffic(arrived, down, accepted) if counted else Traffic(),
         loads={c: Load(arrived.get(c, 0), len(m)) if counted else Load() for c, m in down.items()},
-        metrics=_weighted_means(accepted) | diagnosis.metrics(),
+        metrics=_weighted_means(accepted) | diagnosis.metrics() | dict(refined.metrics),
     )
 
 
@@ -256,40 +262,15 @@ def _broadcasts(
     return message
 
 
-def _received(
-    setting: Setting, plan: RoundPlan, result: ClientResult, expected: wire.Shapes, limit: int
-) -> Params:
-    """A client's update, or MessageError where it cannot be used.
-
-    limit: the length in bytes that was announced. Nobody reads on beyond it, so no sender can cost
-    more than that.
-    """
-    sender = f"round {plan.round}, client {result.client}"
-    if len(result.message) > limit:
-        raise MessageError(
-            f"{sender}: the message is damaged: it has {len(result.message):,} bytes, and no "
-            f"update of this round has more than {limit:,}."
-        )
-    update = wire.decode(setting.up, result.message, expected, sender)
-    if setting.max_update_norm is not None:
-        norm = math.sqrt(sum(float(t.double().square().sum()) for t in update.values()))
-        if norm > setting.max_update_norm:
-            raise MessageError(
-                f"{sender}: the update's L2 norm is {norm:.4g}, above "
-                f"communication.max_update_norm = {setting.max_update_norm:g}."
-            )
-    return update
-
-
-def _in_client_order(groups: Iterable[tuple[int, Sequence[Outcome]]]) -> Iterator[Outcome]:
-    """Outcomes by group index, each as soon as all before it are there."""
-    waiting: dict[int, Sequence[Outcome]] = {}
-    due = 0
-    for index, outcomes in groups:
-        waiting[index] = outcomes
-        while due in waiting:
-            yield from waiting.pop(due)
-            due += 1
+def _refined(
+    rule: Federation, server: ServerState, update: Params, refine: Refine | None
+) -> Refined:
+    """The aggregate after what the server trains itself, where the rule asks for that."""
+    if not update or rule.server_training() is None:
+        return Refined(update, {})
+    if refine is None:
+        raise ValueError(f"federation={rule.name} trains on the server: run_round needs a refine")
+    return refine(server, update)
 
 
 def _next_state(setting: Setting, server: ServerState, update: Params) -> ServerState:

@@ -14,7 +14,7 @@ Params = dict[str, Tensor]
 Scope = Literal["shared", "personal", "frozen"]
 """shared: averaged by the server. personal: never leaves the client. frozen: not trained now."""
 
-Role = Literal["", "lora_A", "lora_B"]
+Role = Literal["", "lora_A", "lora_B", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class TensorSpec:
     """What a learner says of one of its tensors; a federation rule decides on it, never on a name.
 
     ``scope`` is the scope that the learner's paper gives it; ``role`` marks the two factors of a
-    low-rank adapter for the rules that treat them differently. ``group``: what the factors of one
-    adapter have in common, the module that they change; ``scale``: the factor on their product,
-    alpha / r.
+    low-rank adapter, or a trained classifier, for the rules that treat them differently. ``group``:
+    what the factors of one adapter have in common, the module that they change; ``scale``: the
+    factor on their product, alpha / r.
     """
 
     scope: Scope = "shared"
@@ -51,7 +51,8 @@ class Batch(NamedTuple):
     inputs: stored features by kind, each [B, ...]; labels: [B] int64; mask: [B], 1 where the row
     is an example and 0 where it fills up the batch. key: of the step's random draws
     (``fl_core.draws``), an int64 scalar; None outside of training. candidates: bool [B, C], the
-    classes that each row is chosen from; None: all.
+    classes that each row is chosen from; None: all. size: what private sums over the batch are
+    divided by, a scalar; None: the number of examples.
     """
 
     inputs: Params
@@ -59,6 +60,7 @@ class Batch(NamedTuple):
     mask: Tensor
     key: Tensor | None = None
     candidates: Tensor | None = None
+    size: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,11 @@ class Training:
     local_epochs: passes over the client's data per round; or local_steps: gradient steps per
     round instead. schedule: how the learning rate falls, over the whole ``run`` or anew within
     each ``round`` (``schedule_span``). max_grad_norm: joint L2 norm at which gradients are
-    clipped. Optimiser state is fresh in every round and never leaves its client.
+    clipped. Optimiser state is fresh in every round and never leaves its client. sampling: batches
+    are cut from a ``permutation`` of the data, or hold each example with probability batch_size /
+    its number of examples (``poisson``), as many steps as with permutations. classes_at_once: the
+    prompts of so many classes are computed at a time, and again for the gradient: with many
+    classes that needs far less memory, and about half as much time more; None is all.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -33,10 +37,17 @@ class Training:
     local_steps: int | None = None
     batch_size: int = 32
     max_grad_norm: float | None = None
+    sampling: Literal["permutation", "poisson"] = "permutation"
+    classes_at_once: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(
-            self, local_epochs=">= 1", local_steps=">= 1", batch_size=">= 1", max_grad_norm="> 0"
+            self,
+            local_epochs=">= 1",
+            local_steps=">= 1",
+            batch_size=">= 1",
+            max_grad_norm="> 0",
+            classes_at_once=">= 1",
         )
 
     def num_steps(self, num_examples: int) -> int:
@@ -45,13 +56,26 @@ class Training:
             return 0
         return self.local_steps or self.local_epochs * math.ceil(num_examples / self.batch_size)
 
+    def turns(self, num_examples: int) -> tuple[int, float]:
+        """How often an example may be in a batch of a round, and how likely it is each time."""
+        steps = self.num_steps(num_examples)
+        if self.sampling == "poisson":
+            return steps, min(1.0, self.batch_size / max(num_examples, 1))
+        return math.ceil(steps / max(1, math.ceil(num_examples / self.batch_size))), 1.0
+
+    def divisor(self, num_drawn: int, num_examples: int) -> int:
+        """What sums over a batch are divided by: with Poisson sampling the size to expect, since
+        the number drawn would tell who is among them."""
+        return min(self.batch_size, num_examples) if self.sampling == "poisson" else num_drawn
+
 
 class Work(NamedTuple):
     """The steps of a group of G clients: S steps of B rows, all drawn beforehand.
 
     rows: [G, S, B] into the problem's examples; mask: [G, S, B], 0 where a row only fills up;
     active: [G, S], false where a client has no step left; lr: [G, S]; views: [G, S, B], the view
-    of each example; clients: [G], their numbers; keys: [G, S], of the draws within each step.
+    of each example; clients: [G], their numbers; keys: [G, S], of the draws within each step;
+    sizes: [G, S], by what private sums over a batch are divided.
     """
 
     rows: Tensor
@@ -61,6 +85,7 @@ class Work(NamedTuple):
     views: Tensor
     clients: Tensor
     keys: Tensor
+    sizes: Tensor
 
 
 class Moment(NamedTuple):
@@ -78,42 +103,73 @@ def plan_work(
     shards: Sequence[Tensor],
     num_views: int = 0,
 ) -> Work:
-    """Draw the batches of a group: each epoch is a fresh permutation of the client's rows [n].
+    """Draw the batches of a group: each epoch is a fresh permutation of the client's rows [n], or
+    with Poisson sampling each step is a draw of its own.
 
     num_views: of each example; a step takes one of them at random.
     """
-    steps = [training.num_steps(len(rows)) for rows in shards]
-    num_steps = max(steps, default=0)
-    width = min(training.batch_size, max((len(rows) for rows in shards), default=1) or 1)
+    chosen = [
+        _choose(training, generator(moment.seed, "batches", moment.round, client), len(shard))
+        for client, shard in zip(clients, shards, strict=True)
+    ]
+    num_steps = max(map(len, chosen), default=0)
+    width = max((len(places) for own in chosen for places in own), default=1) or 1
     rows = torch.zeros(len(shards), num_steps, width, dtype=torch.int64)
     mask = torch.zeros(len(shards), num_steps, width)
+    sizes = torch.zeros(len(shards), num_steps)
     active = torch.zeros(len(shards), num_steps, dtype=torch.bool)
     lr = torch.zeros(len(shards), num_steps, dtype=torch.float64)
     views = torch.zeros_like(rows)
     keys = torch.zeros(len(shards), num_steps, dtype=torch.int64)
-    for lane, (client, shard) in enumerate(zip(clients, shards, strict=True)):
-        draws = generator(moment.seed, "batches", moment.round, client)
+    for lane, (client, shard, own) in enumerate(zip(clients, shards, chosen, strict=True)):
         of_steps = generator(moment.seed, "step keys", moment.round, client)
-        keys[lane, : steps[lane]] = torch.randint(2**62, (steps[lane],), generator=of_steps)
-        active[lane, : steps[lane]] = True
+        keys[lane, : len(own)] = torch.randint(2**62, (len(own),), generator=of_steps)
+        active[lane, : len(own)] = True
         if len(shard):
             # The filler is the client's own: nobody else's data can spoil its sums.
             rows[lane] = shard[0]
         if num_views > 1:
             of_views = generator(moment.seed, "views", moment.round, client)
-            own = torch.randint(num_views, (steps[lane], width), generator=of_views)
-            views[lane, : steps[lane]] = own
-        queue: list[Tensor] = []
-        for step in range(steps[lane]):
-            if not queue:
-                order = torch.randperm(len(shard), generator=draws)
-                queue = list(torch.split(shard[order], training.batch_size))
-            batch = queue.pop(0)
-            rows[lane, step, : len(batch)] = batch
-            mask[lane, step, : len(batch)] = 1.0
-            lr[lane, step] = learning_rate(training, moment, step / steps[lane])
+            views[lane, : len(own)] = _draw_views(training, of_views, own, num_views, width)
+        for step, places in enumerate(own):
+            rows[lane, step, : len(places)] = shard[places]
+            mask[lane, step, : len(places)] = 1.0
+            sizes[lane, step] = training.divisor(len(places), len(shard))
+            lr[lane, step] = learning_rate(training, moment, step / len(own))
     numbers = torch.tensor(list(clients), dtype=torch.int64)
-    return Work(rows, mask, active, lr, views, numbers, keys)
+    return Work(rows, mask, active, lr, views, numbers, keys, sizes)
+
+
+def _choose(training: Training, draws: torch.Generator, num_examples: int) -> list[Tensor]:
+    """The places of each step's examples among a client's own."""
+    num_steps = training.num_steps(num_examples)
+    if training.sampling == "poisson":
+        share = training.turns(num_examples)[1]
+        drawn = (
+            torch.rand(num_examples, generator=draws, dtype=torch.float64) for _ in range(num_steps)
+        )
+        return [(values < share).nonzero().squeeze(1) for values in drawn]
+    chosen: list[Tensor] = []
+    while len(chosen) < num_steps:
+        order = torch.randperm(num_examples, generator=draws)
+        chosen += torch.split(order, training.batch_size)
+    return chosen[:num_steps]
+
+
+def _draw_views(
+    training: Training,
+    draws: torch.Generator,
+    chosen: Sequence[Tensor],
+    num_views: int,
+    width: int,
+) -> Tensor:
+    """Which view of each example, [S, width]."""
+    if training.sampling == "permutation":
+        return torch.randint(num_views, (len(chosen), width), generator=draws)
+    views = torch.zeros(len(chosen), width, dtype=torch.int64)
+    for step, places in enumerate(chosen):  # not by width, on which others of the group decide
+        views[step, : len(places)] = torch.randint(num_views, (len(places),), generator=draws)
+    return views
 
 
 def learning_rate(training: Training, moment: Moment, done: float) -> float:

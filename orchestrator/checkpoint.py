@@ -21,11 +21,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,15 @@ from fl_core.durable import sync_path
 from fl_core.errors import ResourceError, StateError
 from fl_core.types import Params, ServerState
 
+if TYPE_CHECKING:
+    from orchestrator.mirror import Mirror
+
 logger = logging.getLogger(__name__)
 
 Counts = npt.NDArray[np.int64]
 
 SERVER, CLIENT, CONFUSION = "server/", "client/", "scores/confusion"
+LOCK_WAIT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class RoundRecord:
 
     time_ms: wall clock (Unix, milliseconds) at the commit; loads: bytes (up, down) of each client
     of the cohort, by its number; metrics: flat, by name;
-    client_metrics: by name, one value per client, None where it has none; validation: accuracy on
+    client_metrics: by name, one value per client, None where it has none; validation: headline on
     validation rows, by which a round may be chosen; changed: see ``ServerState``; tensors_file and
     sha256 name what stands beside the record.
     """
@@ -70,10 +75,13 @@ class RoundRecord:
 
 
 class RunStore:
-    """The folder of one run. One process at a time may write it (``lock``)."""
+    """The folder of one run. One process at a time may write it (``lock``).
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    mirror: told of what changes, where the folder has a copy elsewhere.
+    """
+
+    def __init__(self, folder: Path, mirror: Mirror | None = None) -> None:
+        self.folder, self.mirror = folder, mirror
         self.rounds_folder = folder / "rounds"
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")  # starts at its first task
 
@@ -83,13 +91,15 @@ class RunStore:
         """Put a small file in place atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / name, text.encode())
+        if self.mirror is not None:
+            self.mirror.note()
 
     def read_text(self, name: str) -> str | None:
         path = self.folder / name
         return path.read_text() if path.exists() else None
 
     @contextmanager
-    def lock(self, wait_s: float = 15.0) -> Iterator[None]:
+    def lock(self, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         """Hold the run for this process. StateError where another still holds it after a while.
 
         The wait is for a killed predecessor, whose processes take a moment to go. ResourceError
@@ -138,7 +148,7 @@ class RunStore:
             tensors |= {f"{CLIENT}{client}/{name}": t for name, t in state.items()}
         if confusion is not None:
             tensors[CONFUSION] = torch.from_numpy(confusion.astype(np.int32))
-        stem = f"{record.round + 1:06d}"
+        stem = file_stem(record.round)
         blob = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         # Both files reach the disk at the same time; the record gets its name last.
         path = self.rounds_folder / f"{stem}.safetensors"
@@ -208,7 +218,7 @@ class RunStore:
         states: dict[int, Params] = {}
         for round in sorted(set(wanted.values())):
             record = RoundRecord(
-                **json.loads((self.rounds_folder / f"{round + 1:06d}.json").read_text())
+                **json.loads((self.rounds_folder / f"{file_stem(round)}.json").read_text())
             )
             tensors = self.tensors(record)
             if tensors is None:
@@ -220,13 +230,23 @@ class RunStore:
                 }
         return states
 
-    def drop_tensors(self, round: int) -> None:
-        """Remove the tensors of a round that nothing refers to any more; its record stays.
+    def let_go(self, last: int, kept: Collection[int], dropped: Collection[int]) -> None:
+        """Remove the tensors of rounds that nothing refers to any more; their records stay.
 
-        In the background: no round waits for it, only the end of ``lock``.
+        last: the newest round. kept: all rounds whose tensors stay. In the background: no round
+        waits for it, only the end of ``lock``. A mirror removes them once they are not sent.
         """
-        path = self.rounds_folder / f"{round + 1:06d}.safetensors"
-        self._disk.submit(path.unlink, missing_ok=True)
+        if self.mirror is not None:
+            self.mirror.put(last, kept)
+            return
+        for round in dropped:
+            path = self.rounds_folder / f"{file_stem(round)}.safetensors"
+            self._disk.submit(path.unlink, missing_ok=True)
+
+
+def file_stem(round: int) -> str:
+    """How the names of a round's files begin."""
+    return f"{round + 1:06d}"
 
 
 def write_atomic(path: Path, content: bytes) -> None:

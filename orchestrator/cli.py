@@ -74,9 +74,17 @@ def run(files_and_overrides: tuple[str, ...], dry_run: bool, fresh: bool, quiet:
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def resume(run_name: str, overrides: tuple[str, ...], folder: Path, quiet: bool) -> None:
-    """Go on with an interrupted run or sweep from the last committed rounds."""
+    """Go on with an interrupted run or sweep from the last committed rounds.
+
+    RUN_NAME may be the URL of one at a mirror: it is brought into the folder first.
+    """
     from orchestrator.run import load_run
 
+    if "://" in run_name:
+        from orchestrator.fetching import fetch_state
+
+        found, places = fetch_state(run_name, folder)
+        run_name, overrides = str(found), (*places, *overrides)
     if resume_sweep(run_name, overrides, folder, quiet):
         return
 
@@ -153,3 +161,5 @@ def _run(configs: list[ExperimentConfig], *, fresh: bool, quiet: bool) -> None:
     with Watcher(configs, quiet=quiet) as watcher:
         results = run_experiments(configs, fresh=fresh, listen=watcher.on_event)
     show_results(configs, results)
+    if not watcher.is_mirrored:
+        raise SystemExit(1)

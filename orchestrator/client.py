@@ -19,10 +19,12 @@ from fl_core import wire
 from fl_core.errors import FedarenaError
 from fl_core.federation import LocalOnly
 from fl_core.federation.base import LocalResult
-from fl_core.federation.states import as_personal, personal_part
+from fl_core.federation.states import as_personal, kept, personal_part
 from fl_core.local import Problem, stack, train_group
-from fl_core.predict import Scores, score, score_group
+from fl_core.per_input import CENTRE, Fit, centre_of, reference_draws
+from fl_core.predict import AnyScores, score, score_group
 from fl_core.seeds import derive, generator
+from fl_core.server_training import refiner
 from fl_core.types import (
     ClientFailure,
     ClientResult,
@@ -41,6 +43,8 @@ from orchestrator.jobs import (
     GroupReply,
     Job,
     OwnPart,
+    RefineJob,
+    RefineReply,
     Reply,
     ScorePersonalJob,
     ScoreReply,
@@ -77,6 +81,7 @@ class ClientActor:
         self.setup: Setup | None = None
         self._states: dict[int, tuple[int, Params]] = {}
         self._problems: dict[tuple[str, str | None], Problem] = {}
+        self._centres: dict[int, torch.Tensor] = {}
 
     def configure(self, setup: Setup) -> int:
         """Make this actor ready for an experiment; the same again costs nothing. Returns pid."""
@@ -92,6 +97,8 @@ class ClientActor:
             specs = setup.learner.tensors(self.problem.initial)
             self.specs = specs
             self.fresh_state = setup.rule.init_client(self.problem.initial, specs)
+            self._per_input = setup.rule.per_input(setup.learner)
+            self._centres = {}
             num_clients = int(np.count_nonzero(np.diff(setup.offsets)))  # that can train
             server = setup.rule.init_server(self.problem.initial, specs, num_clients)
             self.broadcast_shapes = {
@@ -112,6 +119,8 @@ class ClientActor:
                 broadcast = self._decode(message)
                 trained = [self._train(call, job.round, broadcast) for call in job.groups]
                 return [*trained[:-1], replace(trained[-1], peak_bytes=peak_bytes(self.device))]
+            case RefineJob():
+                return [self._refine(job, message)]
             case ScoreSharedJob():
                 params = self._load(message)
                 problem = self._problem(job.target, job.reference)
@@ -206,6 +215,13 @@ class ClientActor:
             self._trained_on, setup.rule, setup.training, broadcast, states, work, moment
         )
 
+    def _refine(self, job: RefineJob, message: wire.Message) -> RefineReply:
+        setup, held = self._configured(), self._load(message)
+        refine = refiner(self.problem, setup.rule, self._tensor(job.public), setup.seed)
+        refined = refine(ServerState(kept(held, "server"), job.round), kept(held, "update"))
+        cpu = {name: tensor.cpu().contiguous() for name, tensor in refined.update.items()}
+        return RefineReply(save(cpu), refined.metrics)
+
     # -- scoring -----------------------------------------------------------------------------
 
     def _score_block(self, problem: Problem, params: Params, block: Block) -> ScoreReply:
@@ -215,19 +231,32 @@ class ClientActor:
 
     def _score_own(self, job: ScorePersonalJob, part: OwnPart, broadcast: Params) -> ScoreReply:
         clients = part.call.clients
+        fit: Fit | None = None
         if job.adapt_steps:
             models = self._adapted(part, broadcast, job.adapt_steps)
         else:
             models = stack([self._own_model(part.call, g, broadcast) for g in range(len(clients))])
+            fit = self._per_input.fit(self.specs) if self._per_input else None
         rows = [torch.from_numpy(np.array(client_rows)) for client_rows in part.rows]
         candidates = None if part.candidates is None else self._tensor(part.candidates)
-        scores = score_group(self._problem(job.target), models, rows, candidates)
+        scores = score_group(self._problem(job.target), models, rows, candidates, fit=fit)
         return _reply(part.call.index, scores)
 
     def _own_model(self, call: GroupCall, lane: int, broadcast: Params) -> Params:
         own, _ = wire.split_residual(self._state(call, lane))
         model = self._configured().rule.personal_model(broadcast, own, self.specs)
+        if self._per_input is not None and model is not None:
+            return model | {CENTRE: self._centre(call.clients[lane])}
         return broadcast if model is None else model
+
+    def _centre(self, client: int) -> torch.Tensor:
+        """Of the client's reference examples; they are its own, and the same in every round."""
+        wanted, seed = self._per_input, self._configured().seed
+        assert wanted is not None  # asked for where there is one
+        if client not in self._centres:
+            rows, draws = self._shard(client), reference_draws(seed, client)
+            self._centres[client] = centre_of(self.problem, wanted, rows, draws)
+        return self._centres[client]
 
     def _adapted(self, part: OwnPart, broadcast: Params, num_steps: int) -> Params:
         """The shared model after ``num_steps`` steps on the rows of each client, [G, ...]."""
@@ -333,12 +362,9 @@ def _by_lane(metrics: Params, num_lanes: int) -> list[dict[str, float]]:
     return [{name: values[lane] for name, values in columns.items()} for lane in range(num_lanes)]
 
 
-def _reply(index: int, scores: Sequence[Scores]) -> ScoreReply:
-    together = Scores(*(torch.cat(part).cpu() for part in zip(*scores, strict=True)))
-    return ScoreReply(
-        index,
-        together.predicted.to(torch.int32).numpy(),
-        together.nll.numpy(),
-        together.confidence.numpy(),
-        together.brier.numpy(),
-    )
+def _reply(index: int, scores: Sequence[AnyScores]) -> ScoreReply:
+    together = (torch.cat(part).cpu() for part in zip(*scores, strict=True))
+    columns = dict(zip(scores[0]._fields, together, strict=True))
+    if "predicted" in columns:
+        columns["predicted"] = columns["predicted"].to(torch.int32)
+    return ScoreReply(index, {name: column.numpy() for name, column in columns.items()})

@@ -16,11 +16,14 @@ from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.federation import AnyFederation, FedAvg
 from fl_core.learners import AnyLearner, CoOp
+from fl_core.learners.base import writes_answers
 from fl_core.participation import Participation
+from fl_core.remote import check_url
 from fl_core.wire import FP32, Codec, WholeCodec, for_broadcast
 from fl_core.work import Training
 from scenarios.augment import Augmentation
 from scenarios.scenario import Scenario
+from scenarios.scored import Headline
 
 FORBID = {"extra": "forbid"}
 
@@ -113,12 +116,15 @@ class Evaluation:
     """When models are scored: after every so many rounds (0: none), and always after the last.
 
     references: score zero-shot (one template, and the ensemble of all) and the majority class too,
-    once, before the first round.
+    once, before the first round. headline: the metric by which rounds are chosen and that tables
+    show first; null is accuracy where classes are told apart, and rougeL where answers are written,
+    which may be judged by exact_match too.
     """
 
     __pydantic_config__: ClassVar = FORBID
     every: int = 1
     references: bool = True
+    headline: Headline | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, every=">= 0")
@@ -202,7 +208,9 @@ class ExperimentConfig:
     augmentation: what a training step sees of an image. participation: clients that come, go and
     are late. attack: clients that work against the others.
     seed: of training (cohorts, batches, initial values); the data have ``scenario.seed``.
-    folder: where run folders are made. store: where what is computed once is kept.
+    folder: where run folders are made. store: where what is computed once is kept. mirror: a URL
+    that fsspec knows, below which runs are copied, and found again where ``folder`` has not got
+    them. shared_store: a URL from which the stores of all nodes fill.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -222,3 +230,17 @@ class ExperimentConfig:
     tracking: Tracking = field(default_factory=Tracking)
     folder: Path = Path("runs")
     store: Path = Path("fedarena-store")
+    mirror: str | None = None
+    shared_store: str | None = None
+
+    def __post_init__(self) -> None:
+        places = {"mirror": self.mirror, "shared_store": self.shared_store}
+        faults = [fault for name, url in places.items() for fault in check_url(name, url)]
+        if faults:
+            raise ConfigError(faults)
+
+    @property
+    def headline(self) -> Headline:
+        """The metric by which rounds are chosen, and that tables show first."""
+        usual: Headline = "rougeL" if writes_answers(self.learner) else "accuracy"
+        return self.evaluation.headline or usual

@@ -19,14 +19,16 @@ from fl_core.types import ClientResult, Outcome, ServerState
 from fl_core.wire import shapes_of
 from orchestrator.budget import Spent, next_round
 from orchestrator.checkpoint import RoundRecord, RunStore
-from orchestrator.events import Committed, Event, Finished, Started
+from orchestrator.events import Committed, Event, Started
 from orchestrator.executors import Executor
 from orchestrator.experiment import Experiment, compute_features
 from orchestrator.jobs import GroupReply, Job, TrainJob
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, heard_of
 from orchestrator.memory import peak_bytes
 from orchestrator.placement import Placement
 from orchestrator.plan import outline
+from orchestrator.privacy import mechanism_of, privacy_metrics
+from orchestrator.refining import check_public, refine_on
 from orchestrator.scoring import Scorer
 from scenarios.evaluate import Metrics
 
@@ -38,9 +40,12 @@ class Coordinator:
         config = experiment.config
         check_pair(config.learner, config.federation, config.training)
         self.experiment, self.executor, self.store = experiment, executor, store
+        check_public(config.federation, experiment.population.public)
+        self.refine = refine_on(executor, experiment.population.public)
         self.outline = outline(experiment)
         self.setting, self.evaluation = self.outline.setting, config.evaluation
         self.rule = self.setting.rule
+        self.num_examples = experiment.training_population.num_examples.tolist()
         self.ledger = Ledger(store)
         self.placement = Placement(executor.num_slots)
         self._actor_peak = 0
@@ -56,12 +61,18 @@ class Coordinator:
             yield self._commit(RoundResult(server, (), ()), {}, self._references())
         while (plan := self.coming) is not None:
             began = time.perf_counter()
-            result = run_round(self.setting, server, plan, self.ledger.last_seen, self._execute)
+            result = run_round(
+                self.setting,
+                server,
+                plan,
+                self.ledger.last_seen,
+                self._execute,
+                refine=self.refine,
+            )
             if plan.groups and not result.accepted:
                 raise FedarenaError(_nobody_left(plan, result))
             server = result.server
             yield self._commit(result, {"time/round_s": time.perf_counter() - began})
-        yield Finished(self.store.folder.name, self.store.folder)
 
     def _begin(self) -> ServerState:
         """Make the actors ready. Returns the last committed state, or the initial one."""
@@ -120,6 +131,9 @@ class Coordinator:
         server, metrics = result.server, {**result.metrics, **times}
         self.ledger.stage(server.round - 1, result.states)
         metrics |= self._account(result)
+        if mechanism_of(self.experiment.config) is not None:
+            rounds = self.ledger.rounds_with(heard_of(result.accepted, result.loads))
+            metrics |= privacy_metrics(self.experiment.config, self.num_examples, rounds)
         metrics["clients/failed"] = float(len(result.failures))
         metrics["memory/coordinator_peak_bytes"] = float(peak_bytes())
         if self._actor_peak:
@@ -138,7 +152,7 @@ class Coordinator:
             scores = self.scorer.score(server, self.fresh_state)
             metrics |= {**scores.flat, "time/eval_s": time.perf_counter() - began}
             confusion = scores.confusion
-            validation = scores.validation.accuracy if scores.validation else None
+            validation = scores.validation.value if scores.validation else None
             record = replace(
                 record, metrics=metrics, client_metrics=scores.by_client, validation=validation
             )

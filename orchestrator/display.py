@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,12 +28,12 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.loading import to_dict
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results import Result
+from scenarios.scored import SHORT, TITLES, Headline, of_headline
 
 console = Console(width=None if sys.stdout.isatty() else 120)  # files and logs have room
 
 COLUMNS = {
-    "acc %": "accuracy of the shared model on the whole test split",
-    "chosen": "the same in the round with the best validation accuracy",
+    "chosen": "the same in the round with the best score on validation data",
     "clients %": "each client's model on its own test data, mean ± deviation",
     "worst": "of these the lowest",
     "MB up": "sent by all clients in all rounds, headers included (10^6 bytes)",
@@ -64,7 +64,10 @@ class Bars:
 
 
 class Watcher(Bars):
-    """Progress with time left, one bar per experiment; plain lines where there is no terminal."""
+    """Progress with time left, one bar per experiment; plain lines where there is no terminal.
+
+    is_mirrored: whether no run that has ended lacks something at its ``mirror``.
+    """
 
     def __init__(self, configs: Sequence[ExperimentConfig], *, quiet: bool = False) -> None:
         super().__init__(
@@ -78,6 +81,7 @@ class Watcher(Bars):
             quiet=quiet,
         )
         self._tasks: list[TaskID] = []
+        self.is_mirrored = True
         self._configs, self._labels = configs, _distinct_labels(configs)
 
     def __enter__(self) -> Self:
@@ -100,10 +104,12 @@ class Watcher(Bars):
             case events.Started(rounds=rounds, next_round=next_round):
                 self.bars.reset(task, total=max(rounds, 1), completed=next_round, note="training")
             case events.Committed(record=record):
-                self.bars.update(task, completed=record.round + 1, note=_scores(record.metrics))
+                told = _scores(record.metrics, config.headline)
+                self.bars.update(task, completed=record.round + 1, note=told)
                 if self.plain and self._is_milestone(task, record.round + 1):
-                    console.print(f"{label}: round {record.round + 1}  {_scores(record.metrics)}")
-            case events.Finished():
+                    console.print(f"{label}: round {record.round + 1}  {told}")
+            case events.Finished(not_mirrored=fault):
+                self.is_mirrored &= not fault
                 end = self.bars.tasks[task].total or 1
                 self.bars.update(task, completed=end, total=end)
                 self.bars.stop_task(task)
@@ -117,13 +123,14 @@ def show_results(configs: Sequence[ExperimentConfig], results: Sequence[Result])
     """The table of runs, what its columns mean, and what to do next."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for column in COLUMNS:
+    columns = _columns(configs)
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for config, result in zip(configs, results, strict=True):
-        table.add_row(_label(config), *_cells(result.summary))
+        table.add_row(_label(config), *_cells(result.summary, config.headline))
     console.print("[bold]Results on test data, last round[/]")
     console.print(table)
-    for column, meaning in COLUMNS.items():
+    for column, meaning in columns.items():
         console.print(f"  [bold]{column}[/]: {meaning}", highlight=False)
     console.print("\n[bold]Next[/]")
     program = (
@@ -179,22 +186,33 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _scores(metrics: dict[str, float] | object) -> str:
-    values = metrics if isinstance(metrics, dict) else {}
+def _columns(configs: Sequence[ExperimentConfig]) -> dict[str, str]:
+    """What each column is called and means; runs may be judged by different metrics."""
+    found = list(dict.fromkeys(config.headline for config in configs))
+    title = SHORT[found[0]] if len(found) == 1 else "score"
+    meant = " or ".join(TITLES[headline] for headline in found)
+    return {f"{title} %": f"{meant} of the shared model on the whole test split", **COLUMNS}
+
+
+def _scores(metrics: Mapping[str, float], headline: Headline) -> str:
     parts = []
-    for name, label in (("eval/global/accuracy", "acc"), ("eval/personal/accuracy", "clients")):
-        if name in values:
-            parts.append(f"{label} {100 * values[name]:.1f} %")
+    labels = {"eval/global/accuracy": SHORT[headline], "eval/personal/accuracy": "clients"}
+    for accuracy, label in labels.items():
+        name = of_headline(accuracy, headline)
+        if name in metrics:
+            parts.append(f"{label} {100 * metrics[name]:.1f} %")
     return "  ".join(parts) or "training"
 
 
-def _cells(summary: dict[str, float]) -> list[str]:
+def _cells(summary: dict[str, float], headline: Headline) -> list[str]:
     def percent(name: str) -> str:
+        name = of_headline(name, headline)
         return f"{100 * summary[name]:.1f}" if name in summary else "–"
 
     clients = percent("eval/personal/accuracy")
-    if "eval/personal/accuracy_std" in summary:
-        clients += f" ± {100 * summary['eval/personal/accuracy_std']:.1f}"
+    spread = summary.get(f"eval/personal/{headline}_std")
+    if spread is not None:
+        clients += f" ± {100 * spread:.1f}"
     return [
         percent("eval/global/accuracy"),
         percent("selected/global/accuracy"),
@@ -222,5 +240,6 @@ PLAN_ROWS: dict[str, Callable[[Plan], str]] = {
     "MB in all": lambda plan: f"{plan.total_bytes / 1e6:.2f}",
     "seconds on the links": lambda plan: "–" if plan.link_s is None else f"{plan.link_s:.1f}",
     "one run answers all budgets": lambda plan: "yes" if plan.one_run_answers else "no",
+    "epsilon": lambda plan: plan.privacy or "–",
     "state": lambda plan: plan.state,
 }

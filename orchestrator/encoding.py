@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from fl_core.backbones.clip import load_clip
+from fl_core.backbones.token_rows import RESPONSE_IDS
 from fl_core.backbones.union import load_backbone
 from fl_core.local import Problem
 from orchestrator.jobs import EncodeJob, EncodeReply, Setup
+from orchestrator.shared_backbone import bring_backbone
 from scenarios.augment import Augmentation, view
 from scenarios.data.dataset import Dataset
 from scenarios.encode import (
@@ -24,6 +26,7 @@ from scenarios.encode import (
     Transform,
     chunk_rows,
     encode_chunk,
+    encode_responses,
     encode_texts,
 )
 
@@ -37,12 +40,11 @@ FRESH_BATCH = 64
 def encode(job: EncodeJob, device: torch.device) -> list[EncodeReply]:
     """Inputs of chunks of images or texts, [rows, ...], or of images' views, [rows, V, ...]."""
     torch.set_num_threads(job.threads)
+    bring_backbone(job.backbone, job.shared_store)
     if job.dataset.modality == "text":
         reader = _text_reader(job.backbone, str(device), job.kind)
-        return [
-            EncodeReply(index, encode_texts(job.dataset, rows, reader))
-            for index, rows in job.chunks
-        ]
+        reads = encode_responses if job.kind.startswith(RESPONSE_IDS) else encode_texts
+        return [EncodeReply(index, reads(job.dataset, rows, reader)) for index, rows in job.chunks]
     tower = _image_tower(job.backbone, str(device), job.kind)
     return [
         EncodeReply(index, _chunk(job.dataset, rows, tower, job.batch_size, job.augmentation))

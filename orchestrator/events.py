@@ -42,10 +42,14 @@ class Committed:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run has ended; its folder holds everything."""
+    """The run has ended; its folder holds everything.
+
+    not_mirrored: why its copy at ``mirror`` does not, empty where it does or there is to be none.
+    """
 
     run: str
     folder: Path
+    not_mirrored: str = ""
 
 
 Event = Progress | Started | Committed | Finished

@@ -11,17 +11,20 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
+from fl_core.backbones.token_rows import RESPONSE_IDS, is_token_ids
 from fl_core.backbones.union import Backbone, load_backbone, modality, prepare_backbone
 from fl_core.errors import ConfigError
 from fl_core.learners import Learner, ZeroShot
+from fl_core.learners.base import writes_answers
 from fl_core.types import Task
 from fl_core.wire import FP32
+from orchestrator.answers import check_answers
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Progress
 from orchestrator.executors import Call, Executor
 from orchestrator.jobs import EncodeJob, EncodeReply, Setup, TargetData
 from orchestrator.loading import config_hash
+from orchestrator.shared_backbone import share_backbone
 from scenarios.augment import Augmentation
 from scenarios.data.catalogue import (
     PACKAGED_BACKBONES,
@@ -34,18 +37,20 @@ from scenarios.encode import chunk_rows
 from scenarios.features import FeatureKey, FeatureStore
 from scenarios.population import Population
 from scenarios.scenario import build_population, build_targets
+from scenarios.shared_store import shared_at
 from scenarios.targets import Target, refuse_overlap
 
 ENCODE_BATCH = 64
 """Items per pass through the backbone; part of the features' key."""
 
-Output = Literal["global", "patches", "tokens", "token_ids", "states"]
+Output = Literal["global", "patches", "tokens", "token_ids", "states", "last_token"]
 
 OUTPUTS: dict[str, Output] = {
     "features": "global",
     "patches": "patches",
     "tokens": "tokens",
     "token_ids": "token_ids",
+    "last_token": "last_token",
 }
 """What the backbone has to put out for each kind of input that a learner may ask for."""
 
@@ -130,14 +135,18 @@ class Experiment:
             offsets=train.offsets,
             rows=train.rows,
             attack=config.attack,
+            shared_store=config.shared_store,
         )
 
     def _data(self, target: Target) -> TargetData:
         task = Task(target.classes, target.templates)
         features = self.features[target.dataset]
+        writes, held = writes_answers(self.config.learner), self.datasets[target.dataset].responses
+        responses = {row: held[row] for row in target.rows.tolist()} if writes else {}
+        data = TargetData(task, features, target.labels, responses=responses)
         if target.tasks is None:
-            return TargetData(task, features, target.labels)
-        return TargetData(task, features, target.labels, target.tasks, target.candidates)
+            return data
+        return replace(data, tasks=target.tasks, candidates=target.candidates)
 
 
 def prepare_experiment(config: ExperimentConfig) -> Experiment:
@@ -161,9 +170,10 @@ def prepare_experiment(config: ExperimentConfig) -> Experiment:
     backbone = load_backbone(folder)
     _check_inputs(config, backbone)
     features = {
-        spec: {kind: feature_key(config, data, backbone, kind) for kind in _kinds(config)}
+        spec: {kind: feature_key(config, data, backbone, kind) for kind in input_kinds(config)}
         for spec, data in datasets.items()
     }
+    check_answers(config, datasets, backbone, features)
     views = {
         kind: replace(key, transform=f"{key.transform}; {config.augmentation}")
         for kind, key in features[scenario.dataset].items()
@@ -185,22 +195,26 @@ def _check_inputs(config: ExperimentConfig, backbone: Backbone) -> None:
             ) from None
 
 
-def _kinds(config: ExperimentConfig) -> list[str]:
-    """The kinds of inputs that the learner and the references read."""
+def input_kinds(config: ExperimentConfig) -> list[str]:
+    """The kinds of inputs that the learner, the references and the rule read."""
     learners = [config.learner, *references(config).values()]
-    return sorted({kind for learner in learners for kind in learner.inputs})
+    kinds = {kind for learner in learners for kind in learner.inputs}
+    per_input = config.federation.per_input(config.learner)
+    return sorted(kinds if per_input is None else kinds | {per_input.kind})
 
 
 def feature_key(
     config: ExperimentConfig, dataset: Dataset, backbone: Backbone, kind: str
 ) -> FeatureKey:
     """The address of a data set's features in the store."""
+    responds = kind.startswith(RESPONSE_IDS)
+    output: Output = OUTPUTS.get(kind, "token_ids" if responds else "states")
     return FeatureKey(
         weights=backbone.weights_hash,
-        data=dataset.content_fingerprint,
+        data=dataset.response_fingerprint if responds else dataset.content_fingerprint,
         transform=backbone.reading(kind),
-        output="states" if kind.startswith(BELOW_TOP) else OUTPUTS[kind],
-        dtype="int32" if kind == TOKEN_IDS else "float32",
+        output=output,
+        dtype="int32" if is_token_ids(kind) else "float32",
         device="cuda" if config.resources.slice.gpus else "cpu",
         torch_version=torch.__version__,
         batch_size=ENCODE_BATCH,
@@ -209,8 +223,10 @@ def feature_key(
 
 def compute_features(experiment: Experiment, executor: Executor) -> Iterator[Progress]:
     """Fill the feature store where it lacks something, on all slots; tells how far it is."""
-    store = FeatureStore(experiment.config.store)
-    home, augmentation = experiment.config.scenario.dataset, experiment.config.augmentation
+    config = experiment.config
+    store = FeatureStore(config.store, shared_at(config.shared_store))
+    share_backbone(experiment.backbone, config.shared_store)
+    home, augmentation = config.scenario.dataset, config.augmentation
     wanted = [
         (experiment.datasets[spec], kind, key, Augmentation())
         for spec, keys in experiment.features.items()
@@ -222,6 +238,7 @@ def compute_features(experiment: Experiment, executor: Executor) -> Iterator[Pro
     ]
     for dataset, kind, key, shown in wanted:
         if store.open(key) is not None:
+            store.share(key)
             continue
         what = f"{'views' if shown.num_stored else kind} of {dataset.name}"
         chunks = chunk_rows(np.arange(len(dataset)), ENCODE_BATCH)
@@ -232,6 +249,7 @@ def compute_features(experiment: Experiment, executor: Executor) -> Iterator[Pro
             done.append(features)
             yield Progress(what, len(done), len(chunks))
         store.write(key, iter(done), (len(dataset), *done[0].shape[1:]))
+        store.share(key)
 
 
 def _encode_job(
@@ -251,6 +269,7 @@ def _encode_job(
         batch_size=ENCODE_BATCH,
         threads=resources.threads,
         gpu_share=resources.slice.gpus,
+        shared_store=experiment.config.shared_store,
     )
 
 

@@ -33,7 +33,7 @@ LINEAR_WITHIN = 1e-4
 def export_run(result: Result) -> dict[str, Path]:
     """Write the exports into the run's folder; artifact name -> path, for tracking.
 
-    shared.safetensors: the final shared tensors. clients.csv: accuracy of each client's model on
+    shared.safetensors: the final shared tensors. clients.csv: headline of each client's model on
     its own test data, last round. confusion.csv, confusion_chosen.csv: test rows by true class
     (row) and class that the shared model predicts (column), in the last and the chosen round.
     environment.json: what the run was computed with. summary.json: the numbers of the final table.

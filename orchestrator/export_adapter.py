@@ -62,6 +62,7 @@ def export_adapter(run: Path, target: Path) -> list[Path]:
     population = Population.load(run / "population.parquet")
     about: dict[str, Any] = {"classes": list(population.classes), "run": run.name}
     about |= {"head": learner.head, "pooling": learner.pooling, "scale": learner.scale}
+    about |= {"max_new_tokens": learner.max_new_tokens} if learner.writes else {}
     (target / CLASSES_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False))
     return [*written, target / CLASSES_FILE]
 

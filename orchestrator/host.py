@@ -17,6 +17,7 @@ from orchestrator.executors import Executor, InlineExecutor, RayExecutor
 from orchestrator.experiment import Experiment, prepare_experiment, run_folder
 from orchestrator.loading import to_yaml
 from orchestrator.memory import keep_freed_memory
+from orchestrator.mirror import end, mirrored
 
 
 class CoordinatorHost:
@@ -33,9 +34,12 @@ class CoordinatorHost:
         slices: where its client actors live; None runs them in this process.
         """
         store = RunStore(run_folder(config))
-        with store.lock():
+        with store.lock(), mirrored(store.folder, config.mirror) as mirror:
+            store.mirror = mirror
             if store.read_text("DONE") is not None:
-                yield Finished(store.folder.name, store.folder)
+                if mirror is not None:
+                    mirror.put_all()
+                yield Finished(store.folder.name, store.folder, end(mirror))
                 return
             executor = self._executor_for(config, slices)  # its actors start while data are loaded
             experiment = prepare_experiment(config)
@@ -43,6 +47,7 @@ class CoordinatorHost:
             _write_description(store, experiment)
             yield from coordinator.run()
             store.write_text("DONE", "")
+            yield Finished(store.folder.name, store.folder, end(mirror))
 
     def pid(self) -> int:
         return os.getpid()

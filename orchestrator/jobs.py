@@ -35,6 +35,7 @@ class TargetData:
 
     features: where in the feature store each kind of input lies; labels int64 [N]. tasks int64 [N]
     and candidates bool [T, C]: row i is chosen from ``candidates[tasks[i]]``; None: from all.
+    responses: what may be answered to a row that is scored, where the model is to write.
     """
 
     task: Task
@@ -42,18 +43,20 @@ class TargetData:
     labels: Rows
     tasks: Rows | None = None
     candidates: Bools | None = None
+    responses: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Setup:
     """All that an actor needs to know of an experiment. ``key`` names its content.
 
-    backbone: folder of the prepared backbone. store: the folder of the feature store. targets: what
-    is scored, by name; ``home`` is what is trained on too. references: untrained learners to
-    compare with. views: where stored views of the training images lie, by kind of input; dataset:
-    the images, where new views are made in every round. The clients' training rows (client k holds
-    ``rows[offsets[k]:offsets[k + 1]]``), like all arrays here, are shared read-only by all actors
-    of a node. attack: what those clients do that work against the others.
+    backbone: folder of the prepared backbone. store: the folder of the feature store. shared_store:
+    the URL from which a node fills both. targets: what is scored, by name; ``home`` is what is
+    trained on too. references: untrained learners to compare with. views: where stored views of the
+    training images lie, by kind of input; dataset: the images, where new views are made in every
+    round. The clients' training rows (client k holds ``rows[offsets[k]:offsets[k + 1]]``), like all
+    arrays here, are shared read-only by all actors of a node. attack: what those clients do
+    that work against the others.
     """
 
     key: str
@@ -76,6 +79,7 @@ class Setup:
     offsets: Rows
     rows: Rows
     attack: AnyAttack = field(default_factory=NoAttack)
+    shared_store: str | None = None
 
     @property
     def home(self) -> TargetData:
@@ -137,6 +141,26 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class RefineJob:
+    """The server's own training in a round, on public rows of the data.
+
+    The message holds the state before the round as ``server.<name>``, and the aggregate as
+    ``update.<name>``.
+    """
+
+    round: int
+    public: Rows
+
+
+@dataclass(frozen=True)
+class RefineReply:
+    """The aggregate after it, as one safetensors message, and what was measured."""
+
+    tensors: bytes
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Block:
     """Rows to score, and the classes [n, C] that each is chosen from (None: all)."""
 
@@ -182,13 +206,12 @@ class ScorePersonalJob:
 
 @dataclass(frozen=True)
 class ScoreReply:
-    """Per row of a block, or of a group's clients one after the other."""
+    """Per row of a block, or of a group's clients one after the other; columns: by the names of
+    ``Scores`` or of ``AnswerScores``, each [n].
+    """
 
     index: int
-    predicted: npt.NDArray[np.int32]
-    nll: npt.NDArray[np.float32]
-    confidence: npt.NDArray[np.float32]
-    brier: npt.NDArray[np.float32]
+    columns: Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -206,6 +229,7 @@ class EncodeJob:
     batch_size: int
     threads: int
     gpu_share: float
+    shared_store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -216,5 +240,5 @@ class EncodeReply:
     features: npt.NDArray[Any]
 
 
-Job = TrainJob | ScoreSharedJob | ScorePersonalJob | EncodeJob
-Reply = GroupReply | ScoreReply | EncodeReply
+Job = TrainJob | RefineJob | ScoreSharedJob | ScorePersonalJob | EncodeJob
+Reply = GroupReply | RefineReply | ScoreReply | EncodeReply

@@ -6,7 +6,7 @@ what it knows already (``last_seen``) and where its private state stands (``vers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from fl_core.errors import StateError
 from fl_core.round import Load
@@ -24,6 +24,7 @@ class Ledger:
         self.num_records = 0
         self.last_seen: dict[int, int] = {}
         self.versions: dict[int, int] = {}
+        self.num_rounds: dict[int, int] = {}
         self._loads: dict[int, Load] = {}
         self._link_s = 0.0
         self._staged_round = -1
@@ -38,6 +39,12 @@ class Ledger:
         """What the committed rounds have cost; good until the next commit."""
         return Spent(self._loads, self._link_s)
 
+    def rounds_with(self, clients: Iterable[int]) -> dict[int, int]:
+        """In how many rounds each client has been heard of, with one more for these."""
+        more = set(clients)
+        known = self.num_rounds.keys() | more
+        return {c: self.num_rounds.get(c, 0) + (c in more) for c in sorted(known)}
+
     def recover(self) -> ServerState | None:
         """Read all committed rounds; the state after the last one whose tensors are whole.
 
@@ -51,6 +58,7 @@ class Ledger:
                     self._note(record)
                 self._on_disk = {r.round for r in records if self.store.has_tensors(r)}
                 self._superseded = set()
+                self.store.let_go(records[-1].round, self._on_disk, ())
                 return state
             if len(records) > 1 and not self.store.has_tensors(records[-2]):
                 break
@@ -90,10 +98,10 @@ class Ledger:
         self._note(written)
         self._on_disk.add(written.round)
         needed = self._needed(written.round)
-        for round in self._superseded - needed:
-            self.store.drop_tensors(round)
-            self._on_disk.discard(round)
+        dropped = self._superseded - needed
+        self._on_disk -= dropped
         self._superseded = self._on_disk - needed
+        self.store.let_go(written.round, self._on_disk, dropped)
         return written
 
     def _is_staged(self, client: int, round: int) -> bool:
@@ -102,10 +110,13 @@ class Ledger:
     def _note(self, record: RoundRecord) -> None:
         self.num_records += 1
         self.last_seen |= dict.fromkeys(record.accepted, record.round)
+        loads = {int(client): Load(*load) for client, load in record.loads.items()}
+        for client in heard_of(record.accepted, loads):
+            self.num_rounds[client] = self.num_rounds.get(client, 0) + 1
         self.versions |= dict.fromkeys(record.stateful, record.round)
-        for client, load in record.loads.items():
-            before = self._loads.get(int(client), Load())
-            self._loads[int(client)] = Load(before.up + load[0], before.down + load[1])
+        for client, load in loads.items():
+            before = self._loads.get(client, Load())
+            self._loads[client] = Load(before.up + load.up, before.down + load.down)
         self._link_s += record.metrics.get("time/link_s", 0.0)
         if record.round < 0:
             self.reference = record
@@ -117,3 +128,8 @@ class Ledger:
         best = choose_round(self._validation)
         needed = {last, last - 1} | set(self.versions.values())
         return needed if best is None else needed | {best}
+
+
+def heard_of(accepted: Sequence[int], loads: Mapping[int, Load]) -> set[int]:
+    """The clients whose training of a round has shown: what was refused has been read as well."""
+    return {*accepted, *(client for client, load in loads.items() if load.up)}

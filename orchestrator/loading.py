@@ -29,6 +29,7 @@ from fl_core.backbones.union import gives, modality
 from fl_core.errors import ConfigError
 from fl_core.local import check_pair
 from fl_core.participation import Participation
+from orchestrator.answers import answer_faults
 from orchestrator.config import AutoSlice, ExperimentConfig
 from orchestrator.methods import write_out
 from orchestrator.reading import ROOT, Reader
@@ -47,7 +48,8 @@ __all__ = [
     "to_yaml",
 ]
 
-SETTINGS_OF_NO_RESULT = re.compile(r"(name|folder|store|tracking|resources)(\.|$)")
+PLACES = "name|folder|store|mirror|shared_store|tracking"
+SETTINGS_OF_NO_RESULT = re.compile(rf"({PLACES}|resources)(\.|$)")
 RESOURCES_OF_A_RESULT = ("resources.group_size", "resources.threads")
 MAX_GROUP_SIZE = 16
 """Beyond it a larger batch of clients gained nothing on the machines measured."""
@@ -149,7 +151,7 @@ def flat(config: ExperimentConfig) -> dict[str, str | int | float | bool]:
 
     Without what is null, and without where files and services are.
     """
-    hidden = re.compile(r"(name|folder|store|tracking|resources\.address)(\.|$)")
+    hidden = re.compile(rf"({PLACES}|resources\.address)(\.|$)")
     found = {p: v for p, v in leaves(to_dict(config)) if v is not None and not hidden.match(p)}
     return {
         path.removesuffix(".name"): v if isinstance(v, str | int | float) else json.dumps(v)
@@ -169,12 +171,21 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
         for fault in error.faults:
             yield ("learner", "federation", "training"), fault
     yield from _backbone_faults(config)
+    yield from answer_faults(config)
     ordinary = (config.attack, config.participation) == (NoAttack(), Participation())
     if federation.pooled and not ordinary:
         yield (
             ("federation", "attack", "participation"),
             f"federation = {federation.name} has all data in one place, so there are no clients "
             "that attack, come or go: leave attack and participation out.",
+        )
+    scenario = config.scenario
+    may_be_public = scenario.public_fraction or scenario.manifest is not None
+    if federation.server_training() and not may_be_public:
+        yield (
+            ("federation", "scenario.public_fraction"),
+            f"federation.distillation of federation={federation.name} trains on public examples: "
+            "set scenario.public_fraction, such as 0.1, or leave distillation out.",
         )
     if federation.clients_per_round is not None:
         cohort, held = federation.clients_per_round, config.scenario.num_clients
@@ -217,6 +228,12 @@ def _backbone_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], 
             ("augmentation", "backbone"),
             f"augmentation.views = {config.augmentation.views} is for images: set "
             "augmentation.views=0.",
+        )
+    if config.training.classes_at_once and modality(backbone) == "text":
+        yield (
+            ("training.classes_at_once", "backbone"),
+            f"training.classes_at_once = {config.training.classes_at_once} is for prompts on a "
+            "CLIP: leave it out with a language model.",
         )
 
 

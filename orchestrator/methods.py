@@ -96,6 +96,7 @@ METHODS: Mapping[str, Method] = {
     "feddpa_t": _on_texts("FedDPA-T (Yang et al., 2024, arXiv:2403.19211)", "feddpa_t"),
     "perada": _on_texts("PerAda (Xie et al., 2023, arXiv:2302.06637), without KD", "perada"),
     "fedlora": _on_texts("FedLoRA, tuned after FedAvg (as in arXiv:2505.01075)", "finetune"),
+    "fediir": Method("FedIIR (Guo et al., 2023, PMLR 202), on prompts", "coop", "fediir"),
     "fedoa": Method("FedOA (Yang et al., 2025, arXiv:2505.01075), on prompts", "coop", "fedoa"),
 }
 

@@ -24,7 +24,9 @@ from orchestrator.budget import (
 from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import Experiment, prepare_experiment, run_folder
+from orchestrator.privacy import expected_privacy
 from scenarios.features import FeatureKey, FeatureStore
+from scenarios.shared_store import shared_at
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Plan:
     round_down_bytes: of the first round, over its cohort; total_bytes: both ways over all rounds,
     if every client answers; link_s: seconds that all rounds' messages take, where links are
     declared. one_run_answers: whether this run's first rounds are the run of each smaller budget.
+    privacy: the epsilon that it spends at most, or why there is none; None where none is promised.
     """
 
     run: str
@@ -114,6 +117,7 @@ class Plan:
     total_bytes: int
     link_s: float | None
     one_run_answers: bool
+    privacy: str | None
     state: str
 
     @property
@@ -142,6 +146,9 @@ def make_plan(config: ExperimentConfig) -> Plan:
         total_bytes=forecast.total.up + forecast.total.down,
         link_s=forecast.seconds if run.purse.links else None,
         one_run_answers=one_run_answers(config.training, config.communication, config.federation),
+        privacy=expected_privacy(
+            config, experiment.training_population.num_examples.tolist(), forecast.rounds
+        ),
         state=_state(config, experiment.all_features),
     )
 
@@ -151,6 +158,6 @@ def _state(config: ExperimentConfig, keys: Sequence[FeatureKey]) -> str:
     if store.read_text("DONE") is not None:
         return "finished"
     done = max(0, len(store.records()) - 1)
-    features = FeatureStore(config.store)
-    stored = all(features.open(key) is not None for key in keys)
+    features = FeatureStore(config.store, shared_at(config.shared_store))
+    stored = all(features.holds(key) for key in keys)
     return f"{done} rounds done" if done else ("features stored" if stored else "new")

@@ -13,6 +13,7 @@ from fl_core.types import Params
 from orchestrator.checkpoint import Counts, RoundRecord, RunStore
 from orchestrator.loading import load_config
 from scenarios.evaluate import ValidationScore, choose_round
+from scenarios.scored import TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +66,7 @@ class Result:
 
     @property
     def selected(self) -> RoundRecord | None:
-        """The round with the best validation accuracy, if it was measured."""
+        """The round with the best validation score, if it was measured."""
         by_round = {
             r.round: ValidationScore(r.validation) for r in self.records if r.validation is not None
         }
@@ -95,8 +96,9 @@ class Result:
 
     @property
     def summary(self) -> dict[str, float]:
-        """Scores of the last round and of the chosen one; bytes and seconds of the whole run."""
-        summary = {n: v for n, v in self.last.metrics.items() if n.startswith(("eval/", "train/"))}
+        """Scores of the last round and of the chosen one; bytes, seconds and epsilon of the run."""
+        last = ("eval/", "train/", "privacy/")
+        summary = {n: v for n, v in self.last.metrics.items() if n.startswith(last)}
         for record in self.records:
             for name, value in record.metrics.items():
                 if name in LEFT:
@@ -110,7 +112,8 @@ class Result:
         if self.selected is not None:
             chosen = self.selected.metrics
             summary["selected/round"] = float(self.selected.round + 1)
-            for name in ("eval/global/accuracy", "eval/personal/accuracy"):
+            names = (f"eval/{part}/{of}" for part in ("global", "personal") for of in TITLES)
+            for name in names:
                 if name in chosen:
                     summary[name.replace("eval/", "selected/")] = chosen[name]
         return summary

@@ -17,6 +17,7 @@ from orchestrator.experiment import run_folder
 from orchestrator.export import export_run
 from orchestrator.labels import METHOD_TAG, SCENARIO_TAG, method_label, scenario_label
 from orchestrator.loading import config_hash, difference, flat, load_config, resolve
+from orchestrator.mirror import bring, check_places, forget
 from orchestrator.results import Result
 from orchestrator.session import Session
 from orchestrator.tracking import HASH_TAG, RunInfo, Tracker, TrackingThread, preflight
@@ -24,6 +25,8 @@ from orchestrator.tracking import HASH_TAG, RunInfo, Tracker, TrackingThread, pr
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[ExperimentConfig, Event], None]
+
+NOT_MIRRORED = "%s has all of the run, its mirror has not: %s `fedarena resume %s` sends the rest."
 
 
 def run_experiments(
@@ -35,6 +38,7 @@ def run_experiments(
     """
     for config in configs:
         if fresh:
+            forget(run_folder(config), config.mirror)
             shutil.rmtree(run_folder(config), ignore_errors=True)
     with _session(configs) as session:
         return [_run_one(session, config, listen) for config in configs]
@@ -74,10 +78,11 @@ def find_run(name: str, folder: Path) -> Path:
 
 @contextmanager
 def _session(configs: Sequence[ExperimentConfig]) -> Iterator[Session]:
-    """A session, once every tracking server answers; both start at the same time."""
+    """A session, once every tracking server and URL answers; all start at the same time."""
     targets = {(c.tracking.uri or "", c.tracking.experiment) for c in configs if c.tracking.enabled}
     with ThreadPoolExecutor(1) as pool:
-        checks = [pool.submit(preflight, *target) for target in sorted(targets)]
+        checks = [pool.submit(check_places, configs)]
+        checks += [pool.submit(preflight, *target) for target in sorted(targets)]
         session = Session(configs)
         try:
             for check in checks:
@@ -89,6 +94,7 @@ def _session(configs: Sequence[ExperimentConfig]) -> Iterator[Session]:
 
 def _run_one(session: Session, config: ExperimentConfig, listen: Listener | None) -> Result:
     store = RunStore(run_folder(config))
+    bring(store.folder, config.mirror)
     tracking: TrackingThread | None = None
     try:
         for event in session.run(config):
@@ -98,6 +104,9 @@ def _run_one(session: Session, config: ExperimentConfig, listen: Listener | None
                 tracking.put(event.record)
             if listen is not None:
                 listen(config, event)
+            if isinstance(event, Finished) and event.not_mirrored:
+                logger.warning(NOT_MIRRORED, store.folder, event.not_mirrored, store.folder.name)
+        bring(store.folder, config.mirror)  # its coordinator may have had a folder elsewhere
     except (KeyboardInterrupt, SystemExit):  # the latter is what SIGTERM becomes under Ray
         _close(tracking, "KILLED")
         raise

@@ -28,20 +28,22 @@ from orchestrator.jobs import (
 from orchestrator.ledger import Ledger
 from orchestrator.placement import MakeJob, Placement
 from scenarios.evaluate import (
-    OWN,
     Exam,
     Metrics,
-    Scored,
     compare_with_zero_shot,
     measure,
     measure_reference,
 )
 from scenarios.majority import measure_majority
 from scenarios.protocols import UNSEEN, UnseenClients
+from scenarios.scored import AnyScored, chained, nothing_scored, own_metric, scored
 from scenarios.targets import Target
 
 BLOCK = 8192
 """Rows scored at once with the shared model; fixed, so that no bit depends on the slots."""
+
+WRITTEN_BLOCK = 256
+"""The same where answers are written, which takes far longer."""
 
 OWN_BLOCK = 1024
 """Rows scored at once with each model of a group, where every client scores the same rows."""
@@ -60,6 +62,7 @@ class Scorer:
     ) -> None:
         config, self.population = experiment.config, experiment.population
         self.rule, self.learner = config.federation, cast("Learner", config.learner)
+        self.headline = config.headline
         self.executor, self.placement, self.ledger = executor, placement, ledger
         self.specs = specs
         self.targets = experiment.targets
@@ -83,18 +86,21 @@ class Scorer:
             if self._suits(target)
         ]
         reference = self.ledger.reference
-        zero_shot = reference.client_metrics.get(OWN.replace("eval", "reference/zero_shot", 1))
-        measured = measure(self.population, exams, list(zero_shot) if zero_shot else None)
-        gains = compare_with_zero_shot(measured.flat, reference.metrics)
+        own = own_metric(self.headline).replace("eval", "reference/zero_shot", 1)
+        zero_shot, headline = reference.client_metrics.get(own), self.headline
+        known = list(zero_shot) if zero_shot else None
+        measured = measure(self.population, exams, known, headline)
+        gains = compare_with_zero_shot(measured.flat, reference.metrics, headline)
         return replace(measured, flat={**measured.flat, **gains})
 
     def references(self, names: Sequence[str]) -> Metrics:
-        """What untrained models reach on every target, and the majority class."""
-        flat = measure_majority(self.population, self.targets)
+        """What untrained models reach on every target, and the majority where there are classes."""
+        told_apart = self.headline == "accuracy"
+        flat = measure_majority(self.population, self.targets) if told_apart else {}
         by_client: dict[str, Sequence[float | None]] = {}
         for name in names:
             exams = [Exam(t, self._shared(t, {}, reference=name)) for t in self.targets]
-            measured = measure_reference(self.population, name, exams)
+            measured = measure_reference(self.population, name, exams, self.headline)
             flat.update(measured.flat)
             by_client.update(measured.by_client)
         return Metrics(flat, by_client)
@@ -102,15 +108,16 @@ class Scorer:
     def _suits(self, target: Target) -> bool:
         return self.learner.transfers or target.classes == self.population.classes
 
-    def _shared(self, target: Target, model: Params, reference: str | None = None) -> Scored:
+    def _shared(self, target: Target, model: Params, reference: str | None = None) -> AnyScored:
         """The shared model, or a reference, on all rows of a target."""
         candidates = target.row_candidates()
-        starts = range(0, len(target.rows), BLOCK)
+        size = BLOCK if self.headline == "accuracy" else WRITTEN_BLOCK
+        starts = range(0, len(target.rows), size)
         blocks = [
             Block(
                 index,
-                target.rows[start : start + BLOCK],
-                None if candidates is None else candidates[start : start + BLOCK],
+                target.rows[start : start + size],
+                None if candidates is None else candidates[start : start + size],
             )
             for index, start in enumerate(starts)
         ]
@@ -118,11 +125,17 @@ class Scorer:
         def make(slot: int, parts: list[int]) -> Job:
             return ScoreSharedJob(target.name, tuple(blocks[i] for i in parts), reference)
 
-        return _joined(target.rows, self._run(len(blocks), make, model))
+        replies = self._run(len(blocks), make, model)
+        if not replies:  # clients without a test row, such as the only ones that are unseen
+            return nothing_scored(target.rows, self.headline)
+        names = replies[0].columns
+        return scored(
+            target.rows, {n: np.concatenate([r.columns[n] for r in replies]) for n in names}
+        )
 
     def _own(
         self, target: Target, broadcast: Params, fresh_state: Params, has_own: bool
-    ) -> list[Scored | None] | None:
+    ) -> list[AnyScored | None] | None:
         """Every participant's own model on its rows; for newcomers what the protocol gives them."""
         protocol, clients = self.newcomer, set(self._participants())
         if target.name == UNSEEN and isinstance(protocol, UnseenClients):
@@ -161,7 +174,7 @@ class Scorer:
         *,
         steps: int = 0,
         given: Params | None = None,
-    ) -> list[Scored | None]:
+    ) -> list[AnyScored | None]:
         """The models of ``clients`` on their rows: their own, adapted, or of a ``given`` state."""
         parts, train = self._parts(target, clients), self.population.train
 
@@ -179,16 +192,17 @@ class Scorer:
                 made.append(OwnPart(call, rows, candidates, lessons if steps else ()))
             return ScorePersonalJob(target.name, tuple(made), steps)
 
-        found: dict[int, list[Scored]] = {}
+        found: dict[int, list[AnyScored]] = {}
         for reply in self._run(len(parts), make, broadcast):
             group, rows = parts[reply.index]
             ends = np.cumsum([len(own) for own in rows])[:-1]
-            columns = (np.split(values, ends) for values in _columns(reply))
-            for client, own, *values in zip(group, rows, *columns, strict=True):
+            columns = {n: np.split(values, ends) for n, values in reply.columns.items()}
+            for lane, (client, own) in enumerate(zip(group, rows, strict=True)):
                 if client in clients:
-                    found.setdefault(client, []).append(Scored(own, *values))
+                    values = {name: parts[lane] for name, parts in columns.items()}
+                    found.setdefault(client, []).append(scored(own, values))
         return [
-            _chained(found[c]) if c in found else None for c in range(self.population.num_clients)
+            chained(found[c]) if c in found else None for c in range(self.population.num_clients)
         ]
 
     def _parts(
@@ -214,22 +228,3 @@ class Scorer:
         calls = self.placement.calls(num_parts, make)
         replies = [r for _, answered in self.executor.run(calls, message) for r in answered]
         return sorted((r for r in replies if isinstance(r, ScoreReply)), key=lambda r: r.index)
-
-
-def _columns(reply: ScoreReply) -> tuple[np.ndarray, ...]:
-    return reply.predicted, reply.nll, reply.confidence, reply.brier
-
-
-def _joined(rows: Rows, replies: Sequence[ScoreReply]) -> Scored:
-    if not replies:  # clients without a test row, such as the only ones that are unseen
-        nothing = np.empty(0, dtype=np.float32)
-        return Scored(rows, nothing.astype(np.int32), nothing, nothing, nothing)
-    columns = zip(*(_columns(reply) for reply in replies), strict=True)
-    return Scored(rows, *(np.concatenate(column) for column in columns))
-
-
-def _chained(parts: Sequence[Scored]) -> Scored:
-    if len(parts) == 1:
-        return parts[0]
-    names = ("rows", "predicted", "nll", "confidence", "brier")
-    return Scored(*(np.concatenate([vars(part)[name] for part in parts]) for name in names))

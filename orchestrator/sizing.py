@@ -73,10 +73,11 @@ def gpu_bytes(experiment: Experiment, initial: Params) -> float:
     assert isinstance(resources.group_size, int)  # resolved before
     rows = sum(len(dataset) for dataset in experiment.datasets.values())
     classes = max(len(target.classes) for target in experiment.targets)
+    at_once = min(classes, experiment.config.training.classes_at_once or classes)
     folder = experiment.backbone.weights_folder
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     trained = sum(tensor.numel() for tensor in initial.values())
-    kept = FLOATS_PER_TOKEN * TOKENS_PER_CLASS * classes * text["width"] * text["layers"]
+    kept = FLOATS_PER_TOKEN * TOKENS_PER_CLASS * at_once * text["width"] * text["layers"]
     training = resources.group_size * (COPIES * trained + (kept if initial else 0))
     tokens = 1 + (image["image_size"] // image["patch_size"]) ** 2
     heads = max(1, image["width"] // image.get("head_width", 64))
@@ -88,13 +89,14 @@ def gpu_bytes(experiment: Experiment, initial: Params) -> float:
 def _language_bytes(experiment: Experiment, backbone: Language, initial: Params) -> float:
     """The same for a language model: its activations are those of a group's batches.
 
-    ResourceError with quantized weights, or with the layers below the adapters left out.
+    ResourceError with quantized weights, with the layers below the adapters left out, or where
+    answers are written.
     """
     config = experiment.config
     if not backbone.groupable or len(config.learner.inputs) > 1:
         raise ResourceError(
-            "resources.slice = auto cannot tell the memory of quantized weights, nor of the top "
-            "layers alone. Give the share of a GPU that one actor gets, such as "
+            "resources.slice = auto cannot tell the memory of quantized weights, of the top layers "
+            "alone, nor of written answers. Give the share of a GPU that one actor gets, such as "
             "resources.slice.gpus=0.25."
         )
     group = config.resources.group_size

@@ -10,11 +10,14 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from fl_core.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,23 @@ def fill_in(file: BinaryIO, position: int, chunk: Array) -> None:
     while left:
         written = os.pwrite(file.fileno(), left, position)
         left, position = left[written:], position + written
+
+
+def checked(
+    chunks: Iterable[Array], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[tuple[int, Array]]:
+    """Each chunk with the byte at which it starts. DataError unless all of them make ``shape``."""
+    num_rows, row_bytes = 0, math.prod(shape[1:]) * dtype.itemsize
+    for chunk in chunks:
+        if chunk.dtype != dtype or chunk.shape[1:] != shape[1:] or num_rows + len(chunk) > shape[0]:
+            raise DataError(
+                f"features {chunk.dtype} {list(chunk.shape)} after {num_rows} rows do not fit an "
+                f"entry {dtype} {list(shape)}. The encoder must give one dtype and one width."
+            )
+        yield num_rows * row_bytes, chunk
+        num_rows += len(chunk)
+    if num_rows != shape[0]:
+        raise DataError(f"features ended after {num_rows} of {shape[0]} rows.")
 
 
 def read(path: Path) -> tuple[Array, dict[str, Any]] | None:

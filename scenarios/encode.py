@@ -70,6 +70,12 @@ def encode_texts(dataset: Dataset, rows: Ints, encoder: TextEncoder) -> npt.NDAr
     return encoder(texts).cpu().numpy()
 
 
+def encode_responses(dataset: Dataset, rows: Ints, encoder: TextEncoder) -> npt.NDArray[Any]:
+    """Inputs [len(rows), ...] of the first response of each row; DataError as ``encode_texts``."""
+    texts = [dataset.responses[int(row)][0] for row in rows]
+    return encoder(texts).cpu().numpy()
+
+
 def encode_dataset(
     dataset: Dataset, rows: Ints, encoder: Encoder, transform: Transform, batch_size: int
 ) -> Iterator[npt.NDArray[Any]]:

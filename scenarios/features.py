@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -32,6 +31,8 @@ import numpy.typing as npt
 from fl_core.durable import sync_path
 from fl_core.errors import DataError, ResourceError
 from scenarios import arrow_array
+from scenarios.locks import acquire
+from scenarios.shared_store import SharedStore
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,9 @@ Array = npt.NDArray[Any]
 Start = tuple[tuple[int, ...], Iterable[Array]]
 
 FORMAT = 1
+ENTRY_FILE = "features.arrow"
 _TEMPORARY = ".tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class FeatureKey:
     weights: str
     data: str
     transform: str
-    output: Literal["global", "patches", "tokens", "token_ids", "states"]
+    output: Literal["global", "patches", "tokens", "token_ids", "states", "last_token"]
     dtype: str
     device: str
     torch_version: str
@@ -82,16 +83,41 @@ class Entry:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A folder of entries. Any number of processes and nodes may read and write it at once."""
+    """A folder of entries. Any number of processes and nodes may read and write it at once.
+
+    shared: where an entry that is not here is looked for.
+    """
 
     root: Path
+    shared: SharedStore | None = None
 
     def path(self, key: FeatureKey) -> Path:
         return self.root / f"{key.digest}.arrow"
 
     def open(self, key: FeatureKey) -> Array | None:
-        """The entry [N, ...] as a read-only view of the mapped file, or None."""
-        return _open(self.path(key), key)
+        """The entry [N, ...] as a read-only view of the mapped file, or None.
+
+        One that only the shared store has is fetched, by one process of a node.
+        """
+        found = _open(self.path(key), key)
+        if found is not None or self.shared is None:
+            return found
+        with self._lock(key.digest) as is_locked:
+            if is_locked:
+                self._remove_stale(key.digest)
+            found = _open(self.path(key), key)
+            return self._fetch(key, self.shared) if found is None else found
+
+    def holds(self, key: FeatureKey) -> bool:
+        """Whether ``open`` would find the entry; nothing is fetched."""
+        if _open(self.path(key), key) is not None:
+            return True
+        return self.shared is not None and self.shared.holds(key.digest)
+
+    def share(self, key: FeatureKey) -> None:
+        """Send an entry that is here to the shared store, if there is one that lacks it."""
+        if self.shared is not None:
+            self.shared.publish(key.digest, {ENTRY_FILE: self.path(key)})
 
     def write(self, key: FeatureKey, chunks: Iterable[Array], shape: tuple[int, ...]) -> Array:
         """Store chunks [b, ...] in row order that together have ``shape`` (an array is one chunk).
@@ -135,30 +161,47 @@ class FeatureStore:
         if found is not None:
             return found
         with self._lock(key.digest) as is_locked:
-            found = self.open(key)
+            found = _open(self.path(key), key)
             if found is not None:
                 return found
             if is_locked:
                 self._remove_stale(key.digest)
             shape, chunks = begin()
             self._write(key, shape, chunks)
-        found = self.open(key)
+        found = _open(self.path(key), key)
         if found is None:
             raise ResourceError(f"{self.path(key)} cannot be read back right after it was written.")
         return found
+
+    def _fetch(self, key: FeatureKey, shared: SharedStore) -> Array | None:
+        """The entry from the shared store, made durable here; the caller holds its lock."""
+        temporary = self._temporary(key)
+        try:
+            if not shared.fetch(key.digest, lambda name: temporary):
+                return None
+            with self._told_plainly():
+                sync_path(temporary)
+                temporary.replace(self.path(key))
+                sync_path(self.root)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return _open(self.path(key), key)
+
+    def _temporary(self, key: FeatureKey) -> Path:
+        return self.root / f"{key.digest}.{_host()}.{os.urandom(6).hex()}{_TEMPORARY}"
 
     def _write(self, key: FeatureKey, shape: tuple[int, ...], chunks: Iterable[Array]) -> None:
         dtype = np.dtype(key.dtype)
         num_bytes = math.prod(shape) * dtype.itemsize
         header = {"digest": key.digest, "shape": shape, "key": asdict(key)}
-        temporary = self.root / f"{key.digest}.{_host()}.{os.urandom(6).hex()}{_TEMPORARY}"
+        temporary = self._temporary(key)
         told_plainly = partial(self._told_plainly, num_bytes, temporary)
         with told_plainly():
             file = temporary.open("w+b")
         try:
             with told_plainly():
                 start = arrow_array.lay_out(file, temporary, header, dtype)
-            for offset, chunk in _checked(chunks, shape, dtype):
+            for offset, chunk in arrow_array.checked(chunks, shape, dtype):
                 with told_plainly():
                     arrow_array.fill_in(file, start + offset, chunk)
             with told_plainly():
@@ -182,7 +225,7 @@ class FeatureStore:
             handle = os.open(self.root / f"{digest}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             with self._told_plainly():
-                is_locked = _acquire(handle, digest, wait)
+                is_locked = acquire(handle, f"features {digest}", wait=wait)
             yield is_locked
         finally:
             os.close(handle)  # releases the lock
@@ -220,39 +263,6 @@ class FeatureStore:
                 f"{free:,} are free ({error}). {move} on a larger file system, or delete entries "
                 "there; they are computed again when they are needed."
             ) from error
-
-
-def _acquire(handle: int, digest: str, wait: bool) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not wait:
-            return False
-        logger.info("waiting for another process that builds features %s", digest)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        logger.warning("no file locks here, so features may be computed twice: %s", error)
-        return False
-    return True
-
-
-def _checked(
-    chunks: Iterable[Array], shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> Iterator[tuple[int, Array]]:
-    """Each chunk with the byte at which it starts. DataError unless all of them make ``shape``."""
-    num_rows, row_bytes = 0, math.prod(shape[1:]) * dtype.itemsize
-    for chunk in chunks:
-        if chunk.dtype != dtype or chunk.shape[1:] != shape[1:] or num_rows + len(chunk) > shape[0]:
-            raise DataError(
-                f"features {chunk.dtype} {list(chunk.shape)} after {num_rows} rows do not fit an "
-                f"entry {dtype} {list(shape)}. The encoder must give one dtype and one width."
-            )
-        yield num_rows * row_bytes, chunk
-        num_rows += len(chunk)
-    if num_rows != shape[0]:
-        raise DataError(f"features ended after {num_rows} of {shape[0]} rows.")
 
 
 def _open(path: Path, key: FeatureKey) -> Array | None:

@@ -39,7 +39,8 @@ class Population:
     used; the domains are for the reader and not part of the hash, since the fingerprint has them.
     ``provenance`` is what it was built from, for the reader; it is not part of the hash. A client
     without a test row is allowed: its personal metrics are masked (``clients_without_test``).
-    ``unseen`` clients never train; they hold rows like the others.
+    ``unseen`` clients never train; they hold rows like the others. ``public``: rows that no client
+    has, and whose labels nobody has.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Population:
     domains: tuple[str, ...]
     domain_ids: Ints
     unseen: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    public: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -97,6 +99,7 @@ class Population:
         header = json.dumps(described + [self.unseen.tolist()] * bool(len(self.unseen)))
         digest = hashlib.sha256(header.encode())
         held = [array for name in PARTS for array in vars(self.part(name)).values()]
+        held += [self.public] * bool(len(self.public))
         for array in (*held, self.global_validation, self.global_test, self.labels):
             digest.update(len(array).to_bytes(8, "little"))
             digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
@@ -137,6 +140,7 @@ class Population:
             *((name, self.part(name).owners, self.part(name).rows) for name in PARTS),
             ("global_validation", np.full(len(self.global_validation), -1), self.global_validation),
             ("global_test", np.full(len(self.global_test), -1), self.global_test),
+            ("public", np.full(len(self.public), -1), self.public),
         ]
         sizes = [len(rows) for _, _, rows in parts]
         names = pa.array([name for name, _, _ in parts])
@@ -203,5 +207,6 @@ def _from_table(table: pa.Table, header: dict[str, Any]) -> Population:
         domains=tuple(header["domains"]),
         domain_ids=domain_ids,
         unseen=np.array(header["unseen"], dtype=np.int64),
+        public=rows[names == "public"],
         provenance=header["provenance"],
     )

@@ -21,6 +21,7 @@ from scenarios.kept import take
 from scenarios.partitions import Dirichlet, Natural, Partition
 from scenarios.population import Population
 from scenarios.protocols import Load, Protocol, Standard
+from scenarios.public import public_rows
 from scenarios.targets import Target, home_target
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ class Scenario:
     ``shots_per``: over the whole federation, or of each class that a client holds.
     ``validation_fraction``: of the training split, where the data name no validation split; 0 is no
     validation, and with ``shots`` any value above 0 means at most min(shots, 4) rows per class.
-    ``test_fraction`` counts only where the data name no test split. ``protocol``: which rows may be
+    ``test_fraction`` counts only where the data name no test split. ``public_fraction``: of the
+    training rows, before anything else is drawn, that no client gets and the server may have
+    without their labels. ``protocol``: which rows may be
     trained on, and what models are scored on besides.
     ``manifest``: a population written by ``Population.save`` that is used again instead of a new
     one. What is set besides to another value than the field's default must be what the manifest was
@@ -53,6 +56,7 @@ class Scenario:
     shots_per: Literal["federation", "client"] = "federation"
     validation_fraction: float = 0.1
     test_fraction: float = 0.2
+    public_fraction: float = 0.0
     protocol: Protocol = field(default_factory=Standard)
     seed: int = 0
     manifest: Path | None = None
@@ -64,6 +68,7 @@ class Scenario:
             shots=">= 1",
             validation_fraction="from 0 to below 1",
             test_fraction="from 0 to below 1",
+            public_fraction="from 0 to below 1",
         )
         is_told = isinstance(self.partition, Natural) or self.manifest is not None
         if self.num_clients is None and not is_told:
@@ -85,6 +90,8 @@ def build_population(scenario: Scenario, dataset: Dataset) -> Population:
     cut = Cut(scenario.shots, scenario.validation_fraction, scenario.test_fraction, scenario.seed)
     whole = with_test_split(dataset, cut)
     kept = scenario.protocol.kept(whole)
+    public = public_rows(whole, kept.rows, scenario.public_fraction, scenario.seed)
+    kept = kept._replace(rows=np.setdiff1d(kept.rows, public))
     part = take(whole, kept)
     dealt = deal(part, cut, scenario.partition, scenario.num_clients, shots_per=scenario.shots_per)
     dealt = dealt.at(kept.rows)
@@ -108,6 +115,7 @@ def build_population(scenario: Scenario, dataset: Dataset) -> Population:
         domains=dataset.domains,
         domain_ids=domain_ids,
         unseen=unseen,
+        public=public,
         provenance={"scenario": _plain(scenario)} | names,
     )
     if len(population.clients_without_test):

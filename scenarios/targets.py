@@ -147,7 +147,7 @@ def refuse_overlap(
     the population's own data set also by concept.
     """
     learned = np.concatenate([population.train.rows, population.validation.rows])
-    learned = np.union1d(learned, population.global_validation)
+    learned = np.union1d(learned, np.union1d(population.global_validation, population.public))
     seen = as_items(dataset.content_hashes)[learned]
     tests = [("test", dataset, np.union1d(population.global_test, population.test.rows))]
     tests += [(target.name, data, target.rows) for target, data in others]

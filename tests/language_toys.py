@@ -59,7 +59,8 @@ def write_model(folder: Path, config: dict[str, object]) -> Path:
         ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
         around = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
         tokenizer.post_processor = around
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+    ends_with = {} if config["model_type"] == "bert" else {"eos_token": "[SEP]"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", **ends_with)
     fast.save_pretrained(str(folder))
     return folder
 

@@ -21,7 +21,13 @@ from torch import Tensor, nn
 
 from fl_core.backbones.clip import is_complete, read_tensors
 from fl_core.backbones.token_cache import cached_tokens
-from fl_core.backbones.token_rows import BELOW_TOP, PADDING, TOKEN_IDS
+from fl_core.backbones.token_rows import (
+    BELOW_TOP,
+    LAST_TOKEN,
+    PADDING,
+    RESPONSE_IDS,
+    TOKEN_IDS,
+)
 from fl_core.backbones.vision import rebuild
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError, DataError, StateError
@@ -156,7 +162,7 @@ class Language:
     # -- texts -------------------------------------------------------------------------------
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
         if not self.info["tokenizer"]:
             raise ConfigError(
                 f"model {self.info['model']!r} has no tokenizer, so it reads no text: put its "
@@ -171,7 +177,7 @@ class Language:
 
         DataError for texts that are too long, where none may be cut.
         """
-        ids = [self._trimmed(row) for row in self._tokenizer(list(texts))["input_ids"]]
+        ids = [self._trimmed(row) for row in self.tokenizer(list(texts))["input_ids"]]
         cut = self.info["truncation"]
         longest = max(map(len, ids), default=0)
         if longest > self.max_length and cut == "error":
@@ -182,9 +188,9 @@ class Language:
                 f"{self.info['max_positions']}, or backbone.truncation=end or start."
             )
         if longest > self.max_length:
-            self._tokenizer.truncation_side = "right" if cut == "end" else "left"
+            self.tokenizer.truncation_side = "right" if cut == "end" else "left"
             length = self.max_length + (len(self._ending))
-            short = self._tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+            short = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
             ids = [self._trimmed(row) for row in short]
         rows = torch.full((len(ids), self.max_length), PADDING, dtype=torch.int32)
         for row, own in zip(rows, ids, strict=True):
@@ -196,8 +202,8 @@ class Language:
     @cached_property
     def _ending(self) -> list[int]:
         """Tokens that end a whole text, and would stand between it and its label words."""
-        end = self._tokenizer.eos_token_id
-        row = self._tokenizer("x")["input_ids"]
+        end = self.tokenizer.eos_token_id
+        row = self.tokenizer("x")["input_ids"]
         return [end] if self.causal and end is not None and row[-1:] == [end] else []
 
     def _trimmed(self, row: list[int]) -> list[int]:
@@ -206,21 +212,11 @@ class Language:
 
     def label_tokens(self, words: Sequence[str]) -> list[list[int]]:
         """The tokens of each of some words as they follow a text and a space."""
+        from fl_core.backbones.language_answers import following
 
-        def compute() -> list[list[int]]:
-            bare: Callable[[str], list[int]] = lambda text: list(  # noqa: E731
-                self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            )
-            before = bare("x")
-            whole = [bare(f"x {word}") for word in words]
-            # Where the joint moves a boundary between tokens, the words alone have to do.
-            return [
-                row[len(before) :] if row[: len(before)] == before else bare(f" {word}")
-                for row, word in zip(whole, words, strict=True)
-            ]
-
-        found = cached_tokens(self.weights_folder / "tokens", "labels", words, compute)
-        return [list(row) for row in found]
+        kept = self.weights_folder / "tokens"
+        compute = lambda: following(self.tokenizer, words)  # noqa: E731
+        return [list(row) for row in cached_tokens(kept, "labels", words, compute)]
 
     # -- stored inputs -----------------------------------------------------------------------
 
@@ -234,7 +230,8 @@ class Language:
         """Texts -> one kind of stored input; ConfigError where the model has none of that kind.
 
         token_ids: int32 [B, max_length]. below_top_K: the hidden states that enter the top K
-        layers, float32 [B, max_length, d], zero where there is no token.
+        layers, float32 [B, max_length, d], zero where there is no token. last_token: the last
+        state of each text's last token, float32 [B, d]. response_ids_T: of answers, int32 [B, T].
         """
         if kind == TOKEN_IDS:
             return self.tokenize
@@ -243,9 +240,19 @@ class Language:
 
             states = below_top(self, int(kind.removeprefix(BELOW_TOP)))
             return lambda texts: states(self.tokenize(texts))
+        if kind.startswith(RESPONSE_IDS):
+            from fl_core.backbones.language_answers import response_ids
+
+            most = int(kind.removeprefix(RESPONSE_IDS))
+            return lambda texts: response_ids(self, texts, most)
+        if kind == LAST_TOKEN:
+            from fl_core.backbones.last_token import last_token
+
+            of_last = last_token(self)
+            return lambda texts: of_last(self.tokenize(texts))
         raise ConfigError(
-            f"a language model puts out {TOKEN_IDS} or {BELOW_TOP}K, not {kind}: choose "
-            "backbone=open_clip, or a learner for texts such as lora."
+            f"a language model puts out {TOKEN_IDS}, {LAST_TOKEN} or {BELOW_TOP}K, not {kind}: "
+            "choose backbone=open_clip, or a learner for texts such as lora."
         )
 
 

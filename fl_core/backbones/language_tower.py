@@ -62,13 +62,16 @@ class Tower:
         allowed: Tensor,
         positions: Tensor | None = None,
         states: Tensor | None = None,
+        *,
+        past: Any = None,
     ) -> Tensor:
         """Hidden states [B, L, d] of token ids [B, L].
 
         allowed: bool [B, L, L], which tokens (last axis) each token sees. positions: [B, L], None
         to count from the left. states: [B, L, d] of the layer below the first that is computed.
         A ``prompt`` [P, d] and a ``prefix`` [P, 2 layers, h, d_h] among params come before the
-        texts, and are not among the states.
+        texts, and are not among the states. past: of ``open_past``, what stands before the tokens;
+        they are added to it, and ``allowed`` is [B, L, past + L].
         """
         held = {n.removeprefix(self.prefix): t for n, t in params.items() if self._is_held(n)}
         if self.stored_at is not None:
@@ -83,14 +86,22 @@ class Tower:
             # Any token stands in for a prompt's, save padding, of which some models count none.
             tokens = F.pad(tokens, (num_prompt, 0), value=int(self.pad_id == 0))
         if (prefix := params.get(PREFIX)) is not None:
-            named["past_key_values"] = past_of(prefix, len(ids), self.dtype)
+            past = past_of(prefix, len(ids), self.dtype) if past is None else past
             allowed = see_front(allowed, len(prefix))
             positions = None if positions is None else positions + len(prefix)
+        named |= {} if past is None else {"past_key_values": past}
         named["attention_mask"] = self._mask(allowed)
         named |= {} if positions is None else {"position_ids": positions}
         out: Any = torch.func.functional_call(self.body, held, (tokens,), named)
         hidden: Tensor = out.last_hidden_state
         return hidden[:, num_prompt:]
+
+    def open_past(self, params: Params, batch: int) -> Any:
+        """Where the keys and values of ``batch`` texts are kept; a prefix's stand in it first."""
+        from transformers import DynamicCache
+
+        prefix = params.get(PREFIX)
+        return DynamicCache() if prefix is None else past_of(prefix, batch, self.dtype)
 
     def _mask(self, allowed: Tensor) -> Tensor:
         # Not -inf: padding may see nothing at all. Some models take the softmax in float32.
@@ -109,12 +120,15 @@ class Tower:
     def device(self) -> torch.device:
         return next(self.body.parameters()).device
 
-    def log_probs(self, hidden: Tensor) -> Tensor:
-        """log p of the next token [..., V] from hidden states [..., d], in float32 or wider."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token [..., V] from hidden states [..., d], in float32 or wider."""
         assert self.output is not None  # only causal models are asked
         logits: Tensor = self.output(hidden)
-        wide = logits.float() if logits.dtype == torch.bfloat16 else logits
-        return torch.log_softmax(wide, dim=-1)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """log p of the next token [..., V] from hidden states [..., d], in float32 or wider."""
+        return torch.log_softmax(self.logits(hidden), dim=-1)
 
     def _is_held(self, name: str) -> bool:
         return name.rpartition(".")[2] in HELD

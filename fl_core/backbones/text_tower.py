@@ -51,7 +51,8 @@ class TextTower(Protocol):
     groupable: whether ``encode`` may run under ``torch.vmap``.
     """
 
-    groupable: ClassVar[bool]
+    @property
+    def groupable(self) -> bool: ...
 
     @property
     def width(self) -> int: ...

@@ -4,25 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 TOKEN_IDS, BELOW_TOP = "token_ids", "below_top_"
+RESPONSE_IDS = "response_ids_"
+"""With the most tokens that a response may have: what is written after the text, and its end."""
+LAST_TOKEN = "last_token"
+"""One state per text: the last layer's, at the last token."""
 PADDING = -1
 """Stands in stored token ids where a text has no token."""
 
 
+def is_token_ids(kind: str) -> bool:
+    """Whether a kind of stored input is whole numbers, PADDING among them."""
+    return kind == TOKEN_IDS or kind.startswith(RESPONSE_IDS)
+
+
 def trimmed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Stored inputs without the columns that are padding in every row; others as they are."""
-    ids = inputs.get(TOKEN_IDS)
-    if ids is None or not ids.numel():
-        return dict(inputs)
-    used = (ids != PADDING).any(dim=0).nonzero().flatten()
-    first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
-    of_tokens = {kind for kind in inputs if kind == TOKEN_IDS or kind.startswith(BELOW_TOP)}
-    return {k: v[:, first : last + 1] if k in of_tokens else v for k, v in inputs.items()}
+    found = dict(inputs)
+    for kind, ids in inputs.items():
+        if is_token_ids(kind) and ids.numel():
+            there = _used(ids)
+            found[kind] = ids[:, there]
+            if kind == TOKEN_IDS:
+                states = (name for name in inputs if name.startswith(BELOW_TOP))
+                found |= {name: inputs[name][:, there] for name in states}
+    return found
 
 
 def shortest_first(inputs: Mapping[str, Tensor], rows: Tensor) -> Tensor | None:
     """The order of some rows [n] by their number of tokens; None where they are no texts."""
     ids = inputs.get(TOKEN_IDS)
     return None if ids is None else (ids[rows] != PADDING).sum(dim=-1).argsort(stable=True)
+
+
+def _used(ids: Tensor) -> slice:
+    """From the first column with a token to the last."""
+    used = torch.nonzero((ids != PADDING).any(dim=0)).flatten()
+    first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
+    return slice(first, last + 1)

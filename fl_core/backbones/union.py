@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from fl_core.backbones.clip import Clip, OpenClip, load_clip, prepare_clip
 from fl_core.backbones.language import Language, LanguageModel, load_language, prepare_language
-from fl_core.backbones.token_rows import BELOW_TOP, TOKEN_IDS
+from fl_core.backbones.token_rows import BELOW_TOP, LAST_TOKEN, RESPONSE_IDS, TOKEN_IDS
 from fl_core.errors import StateError
 
 AnyBackbone = OpenClip | LanguageModel
@@ -29,7 +29,7 @@ def gives(spec: AnyBackbone, kind: str) -> bool:
     """Whether a backbone of this type puts out a kind of stored input."""
     if isinstance(spec, OpenClip):
         return kind in IMAGE_INPUTS
-    return kind == TOKEN_IDS or kind.startswith(BELOW_TOP)
+    return kind in (TOKEN_IDS, LAST_TOKEN) or kind.startswith((BELOW_TOP, RESPONSE_IDS))
 
 
 def prepare_backbone(

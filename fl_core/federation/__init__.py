@@ -12,6 +12,7 @@ from fl_core.federation.feddpa_t import FedDPAT
 from fl_core.federation.feddyn import FedDyn
 from fl_core.federation.fedex_lora import FedExLoRA
 from fl_core.federation.fedgma import FedGMA
+from fl_core.federation.fediir import FedIIR
 from fl_core.federation.fedoa import FedOA
 from fl_core.federation.fedopt import FedOpt
 from fl_core.federation.fedprox import FedProx
@@ -53,6 +54,7 @@ AnyFederation = (
     | FedDPAF
     | FedDPAT
     | FedGMA
+    | FedIIR
     | RoundAverage
     | Exchange
     | LocalOnly
@@ -76,6 +78,7 @@ __all__ = [
     "FedDyn",
     "FedExLoRA",
     "FedGMA",
+    "FedIIR",
     "FedOA",
     "FedOpt",
     "FedProx",

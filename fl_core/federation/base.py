@@ -14,7 +14,9 @@ from fl_core.types import Params, Scope, ServerState, TensorSpec
 from fl_core.wire import Shapes
 
 if TYPE_CHECKING:
+    from fl_core.distillation import Distillation
     from fl_core.learners import Learner
+    from fl_core.per_input import PerInput
     from fl_core.reference import Near, Wanted
     from fl_core.work import Training
 
@@ -123,6 +125,12 @@ class Rounds:
     def reference(self, learner: Learner, round: int) -> Wanted | None:
         return None
 
+    def per_input(self, learner: Learner) -> PerInput | None:
+        return None
+
+    def server_training(self) -> Distillation | None:
+        return None
+
 
 class Federation(Protocol):
     """Pure functions over explicit state. They see one client; the client axis is added outside.
@@ -158,6 +166,16 @@ class Federation(Protocol):
 
     def reference(self, learner: Learner, round: int) -> Wanted | None:
         """The features of the broadcast model that clients need in this round, if any."""
+
+    def per_input(self, learner: Learner) -> PerInput | None:
+        """How the parameters of ``personal_model`` become those for one input; None where all
+        inputs have the same."""
+
+    def server_training(self) -> Distillation | None:
+        """What the server trains itself, on public examples, before ``server_step``; if anything.
+
+        The aggregate then holds each client's update too, as ``<rule>.<name>`` [K, ...].
+        """
 
     def init_server(
         self, params: Params, specs: Mapping[str, TensorSpec], num_clients: int

@@ -15,9 +15,8 @@ from fl_core.types import Params
 class FedDPAF(MixedAdapters):
     """theta by FedAvg; phi is what a client's local steps made of the last theta^t that it got.
 
-    A client predicts with (1 - mix) of theta's adapters' output and mix of phi's.
-
-    mix: 0 is FedAvg, 1 is fine-tuning.
+    A client predicts with both; how, says ``MixedAdapters``. With ``weighting: constant`` a mix of
+    0 is FedAvg, and 1 is fine-tuning.
     """
 
     name: Literal["feddpa_f"] = "feddpa_f"

@@ -17,10 +17,9 @@ from fl_core.types import Params
 class FedDPAT(MixedAdapters):
     """theta by FedAvg, alone; phi by local steps on the loss of mix phi + (1 - mix) stop(theta^t).
 
-    It is the outputs of the adapters that are mixed, in training and when a client predicts. phi
-    starts from the first theta and goes on from round to round.
-
-    mix: 0 is FedAvg, 1 is local-only training beside it.
+    It is the outputs of the adapters that are mixed. phi starts from the first theta and goes on
+    from round to round. How a client mixes when it predicts, says ``MixedAdapters``; with
+    ``weighting: constant`` a mix of 0 is FedAvg, and 1 is local-only training beside it.
     """
 
     name: Literal["feddpa_t"] = "feddpa_t"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from fl_core.privacy import Mechanism
 from fl_core.types import Batch, Params, Task, TensorSpec
 
 
@@ -84,6 +85,23 @@ class LowRank(Protocol):
 
 
 @runtime_checkable
+class Private(Protocol):
+    """A learner whose steps clip each example's gradient and add noise."""
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """What a step tells of an example, by which a run's epsilon is counted."""
+
+
+@runtime_checkable
+class SetsGradient(Protocol):
+    """A learner that puts a direction of its own in the place of its loss's gradient, which then
+    has no derivative (``with_gradient``); ``sets_gradient`` says whether it does."""
+
+    sets_gradient: ClassVar[bool]
+
+
+@runtime_checkable
 class TakesExperts(Protocol):
     """A learner that reads other clients' tensors, for rules that hand them out.
 
@@ -107,6 +125,22 @@ class HasExampleFeatures(Protocol):
         self, params: Params, frozen: Any, batch: Batch, feature: Feature
     ) -> tuple[Tensor, Tensor]:
         """The loss, and h [B, d] of every row, from one pass."""
+
+
+@runtime_checkable
+class WritesAnswers(Protocol):
+    """A learner whose model may answer in words of its own; ``writes`` says whether it does."""
+
+    @property
+    def writes(self) -> bool: ...
+
+    def write(self, params: Params, frozen: Any, inputs: Params) -> tuple[list[str], Tensor]:
+        """The answer to each text, and -log p per token [B] of the response that was wanted."""
+
+
+def writes_answers(learner: object) -> TypeGuard[WritesAnswers]:
+    """Whether a learner answers in words of its own, so that it has no classes to score."""
+    return isinstance(learner, WritesAnswers) and learner.writes
 
 
 def masked_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from fl_core.errors import ConfigError
 from fl_core.learners.base import masked_mean, with_gradient
 from fl_core.learners.factors import factors
 from fl_core.learners.prompts import Prompts, class_features, first_context, prepare_prompts
-from fl_core.privacy import Noise, clipped_mean
+from fl_core.privacy import Mechanism, Noise, clipped_mean, combined, mean_clipped
 from fl_core.seeds import generator
 from fl_core.types import Batch, Params, Task, TensorSpec
 
@@ -37,7 +37,7 @@ class DPFPL:
     (u, v) jointly; Gaussian noise of deviation ``*_noise`` * clip goes on each sum. p_L follows
     dU V + U dV + U U^T dU V; overlap: the sign of the last term, ``minus`` as in Yu et al. (2021,
     arXiv:2106.09352). clip_per: ``batch`` clips the mean of a batch, as the authors' code does,
-    and guarantees nothing per sample. num_tokens: M.
+    and guarantees nothing per sample. delta: at which epsilon is told. num_tokens: M.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -46,6 +46,7 @@ class DPFPL:
     rows_at_once: ClassVar[int] = 8192
     transfers: ClassVar[bool] = True
     two_parts: ClassVar[bool] = True
+    sets_gradient: ClassVar[bool] = True
     name: Literal["dpfpl"] = "dpfpl"
     num_tokens: int = 16
     rank: int = 8
@@ -54,15 +55,22 @@ class DPFPL:
     personal_noise: float = 1.0
     overlap: Literal["plus", "minus"] = "plus"
     clip_per: Literal["sample", "batch"] = "sample"
+    delta: float = 1e-5
 
     def __post_init__(self) -> None:
         noise = dict.fromkeys(("shared_noise", "personal_noise"), ">= 0")
-        check_fields(self, num_tokens=">= 1", rank=">= 1", clip="> 0", **noise)
+        noise |= {"clip": "> 0", "delta": "above 0 to below 1"}
+        check_fields(self, num_tokens=">= 1", rank=">= 1", **noise)
         if self.rank > self.num_tokens:
             raise ConfigError(
                 f"rank = {self.rank} is not allowed: a prompt of {self.num_tokens} tokens "
                 "(num_tokens) has at most that rank."
             )
+
+    @property
+    def mechanism(self) -> Mechanism:
+        noise = combined(self.shared_noise, self.personal_noise)
+        return Mechanism(noise, self.clip, self.delta, self.clip_per == "sample")
 
     def prepare(self, backbone: Clip, task: Task) -> DPFPLFrozen:
         prompts = prepare_prompts(backbone, task, self.num_tokens)
@@ -116,10 +124,7 @@ class DPFPL:
         if batch.key is None:
             raise ValueError("the loss of dpfpl needs the key of a step's draws")
         mask = batch.mask.to(gradients[0].dtype)
-        drawn = Noise(noise * self.clip / mask.sum().clamp(min=1), batch.key, name)
-        if self.clip_per == "batch":
-            means = [
-                torch.einsum("b,b...->...", mask, g) / mask.sum().clamp(min=1) for g in gradients
-            ]
-            gradients, mask = [mean.unsqueeze(0) for mean in means], torch.ones_like(mask[:1])
-        return drawn.on(clipped_mean(gradients, mask, self.clip))
+        size = (mask.sum() if batch.size is None else batch.size.to(mask)).clamp(min=1)
+        clipped = clipped_mean if self.clip_per == "sample" else mean_clipped
+        drawn = Noise(noise * self.clip / size, batch.key, name)
+        return drawn.on(clipped(gradients, mask, self.clip, size))

@@ -14,7 +14,7 @@ from fl_core.backbones.language_tower import Adapter, build_tower
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.learners.text_learner import TextLearner
-from fl_core.learners.text_model import TextModel, check_top_layers, stored_inputs, text_model
+from fl_core.learners.text_model import TextModel, check_top_layers, stored_inputs
 from fl_core.types import Params, Task
 
 
@@ -25,7 +25,7 @@ class IA3(TextLearner):
     modules: last parts of the paths of the layers; null for those that peft takes in such a model
     (keys, values and the end of the feed-forward block, mostly). feedforward: those among them
     whose inputs are rescaled in place of their outputs; null for peft's. top_layers, head, pooling,
-    scale: as those of ``lora``.
+    scale, max_new_tokens: as those of ``lora``.
     """
 
     name: Literal["ia3"] = "ia3"
@@ -34,7 +34,7 @@ class IA3(TextLearner):
     top_layers: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, top_layers=">= 1", scale="> 0")
+        check_fields(self, top_layers=">= 1", scale="> 0", max_new_tokens=">= 1")
         check_top_layers(self.top_layers, self.head)
         if self.modules is not None:
             strange = sorted(set(self.feedforward or ()) - set(self.modules))
@@ -46,7 +46,7 @@ class IA3(TextLearner):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return stored_inputs(self.top_layers)
+        return (*stored_inputs(self.top_layers), *self.response_inputs)
 
     def prepare(self, backbone: Language, task: Task) -> TextModel:
         known = backbone.ia3_modules
@@ -61,7 +61,7 @@ class IA3(TextLearner):
         tower = build_tower(backbone, modules, top_layers=self.top_layers)
         places = tuple(replace(p, before=_ends_in(p, before)) for p in tower.places)
         tower = replace(tower, places=places)
-        return text_model(backbone, task, tower, self.head, self.pooling, self.scale)
+        return self.model(backbone, task, tower)
 
     def init(self, frozen: TextModel, generator: torch.Generator) -> Params:
         params = {

@@ -17,7 +17,7 @@ from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.learners.base import Feature
 from fl_core.learners.text_learner import TextLearner
-from fl_core.learners.text_model import TextModel, check_top_layers, stored_inputs, text_model
+from fl_core.learners.text_model import TextModel, check_top_layers, spec_of, stored_inputs
 from fl_core.types import Batch, Params, Role, Task, TensorSpec
 
 ROLES: Mapping[str, Role] = {LORA_A: "lora_A", LORA_B: "lora_B"}
@@ -30,7 +30,7 @@ class LoRA(TextLearner):
     rank: r. dropout: of the adapters' inputs. modules: last parts of the paths of the layers with
     an adapter; null for those that peft takes in such a model (queries and values, mostly).
     top_layers: adapters in so many layers only; what the layers below make of a text is then
-    computed once. head, pooling, scale: as in ``TextLearner``.
+    computed once. head, pooling, scale, max_new_tokens: as in ``TextLearner``.
     """
 
     low_rank: ClassVar[bool] = True
@@ -43,12 +43,12 @@ class LoRA(TextLearner):
 
     def __post_init__(self) -> None:
         bounds = {"rank": ">= 1", "alpha": "> 0", "dropout": "from 0 to below 1"}
-        check_fields(self, **bounds, top_layers=">= 1", scale="> 0")
+        check_fields(self, **bounds, top_layers=">= 1", scale="> 0", max_new_tokens=">= 1")
         check_top_layers(self.top_layers, self.head)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return stored_inputs(self.top_layers)
+        return (*stored_inputs(self.top_layers), *self.response_inputs)
 
     def prepare(self, backbone: Language, task: Task) -> TextModel:
         modules = self.modules or backbone.lora_modules
@@ -59,7 +59,7 @@ class LoRA(TextLearner):
             )
         scale, top = self.alpha / self.rank, self.top_layers
         tower = build_tower(backbone, modules, scale, dropout=self.dropout, top_layers=top)
-        return text_model(backbone, task, tower, self.head, self.pooling, self.scale)
+        return self.model(backbone, task, tower)
 
     def init(self, frozen: TextModel, generator: torch.Generator) -> Params:
         params: Params = {}
@@ -74,7 +74,7 @@ class LoRA(TextLearner):
         split = {name: name.rpartition(".")[::2] for name in params}
         scale = self.alpha / self.rank
         return {
-            name: TensorSpec("shared", ROLES[leaf], path, scale) if leaf in ROLES else TensorSpec()
+            name: TensorSpec("shared", ROLES[leaf], path, scale) if leaf in ROLES else spec_of(name)
             for name, (path, leaf) in split.items()
         }
 

@@ -12,7 +12,7 @@ from fl_core.backbones.language_front import PREFIX, check_takes_prefix, prefix_
 from fl_core.backbones.language_tower import build_tower
 from fl_core.checks import check_fields
 from fl_core.learners.text_learner import TextLearner
-from fl_core.learners.text_model import TextModel, check_room, text_model
+from fl_core.learners.text_model import TextModel, check_room
 from fl_core.types import Params, Task
 
 
@@ -20,7 +20,7 @@ from fl_core.types import Params, Task
 class Prefix(TextLearner):
     """Trained keys and values of P tokens before every text, in all layers.
 
-    num_tokens: P. std: of the normal start; peft's is 1. head, scale: as in
+    num_tokens: P. std: of the normal start; peft's is 1. head, scale, max_new_tokens: as in
     ``TextLearner``.
     """
 
@@ -29,12 +29,12 @@ class Prefix(TextLearner):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(self, num_tokens=">= 1", std=">= 0", scale="> 0")
+        check_fields(self, num_tokens=">= 1", std=">= 0", scale="> 0", max_new_tokens=">= 1")
 
     def prepare(self, backbone: Language, task: Task) -> TextModel:
         tower = build_tower(backbone, ())
         check_takes_prefix(tower.body)
-        model = text_model(backbone, task, tower, self.head, self.pooling, self.scale)
+        model = self.model(backbone, task, tower)
         check_room(model, backbone, self.num_tokens)
         return model
 

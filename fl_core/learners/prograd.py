@@ -37,6 +37,7 @@ class ProGrad:
     rows_at_once: ClassVar[int] = 8192
     transfers: ClassVar[bool] = True
     two_parts: ClassVar[bool] = False
+    sets_gradient: ClassVar[bool] = True
     name: Literal["prograd"] = "prograd"
     num_tokens: int = 16
     init_text: str | None = None

@@ -12,7 +12,7 @@ from fl_core.backbones.language_layers import PROMPT
 from fl_core.backbones.language_tower import build_tower
 from fl_core.checks import check_fields
 from fl_core.learners.text_learner import TextLearner
-from fl_core.learners.text_model import TextModel, check_room, text_model
+from fl_core.learners.text_model import TextModel, check_room
 from fl_core.types import Params, Task
 
 
@@ -21,7 +21,7 @@ class PromptTuning(TextLearner):
     """Trained vectors [P, d] before the word embeddings of every text.
 
     num_tokens: P. start: at embeddings of random ``words``, or ``normal``, N(0, 1) as peft's
-    default. head, scale: as in ``TextLearner``.
+    default. head, scale, max_new_tokens: as in ``TextLearner``.
     """
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
@@ -29,11 +29,11 @@ class PromptTuning(TextLearner):
     start: Literal["words", "normal"] = "words"
 
     def __post_init__(self) -> None:
-        check_fields(self, num_tokens=">= 1", scale="> 0")
+        check_fields(self, num_tokens=">= 1", scale="> 0", max_new_tokens=">= 1")
 
     def prepare(self, backbone: Language, task: Task) -> TextModel:
         tower = build_tower(backbone, (), prompted=True)
-        model = text_model(backbone, task, tower, self.head, self.pooling, self.scale)
+        model = self.model(backbone, task, tower)
         check_room(model, backbone, self.num_tokens)
         return model
 

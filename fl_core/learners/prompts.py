@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fl_core.backbones.chunks import ChunkedTower
 from fl_core.backbones.clip import Clip
 from fl_core.backbones.prompt_plan import Position
 from fl_core.backbones.text_tower import FunctionalTower, PromptLayout, TextTower
@@ -106,7 +107,7 @@ def features_of_each(prompts: Prompts, contexts: Tensor) -> Tensor:
 
 def check_depth(backbone: Clip, learner: str, depth: int) -> VisionTower:
     """The image tower, where both towers take prompts in ``depth`` layers; else a ConfigError."""
-    text = backbone.text
+    text = backbone.text.whole if isinstance(backbone.text, ChunkedTower) else backbone.text
     if not isinstance(text, FunctionalTower) or not text.facts.causal:
         raise ConfigError(
             f"learner={learner} prompts inside the text tower, and needs a causal CLIP text tower: "

@@ -99,14 +99,14 @@ def label_words(backbone: Language, classes: Sequence[str]) -> LabelWords:
 
 
 def response_log_likelihood(
-    tower: Tower, words: LabelWords, params: Params, prompt: Tensor, labels: Tensor
+    tower: Tower, params: Params, prompt: Tensor, response: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p of each text's own class name per token [B], hidden states, and where tokens are.
+    """log p of each text's own response per token [B], hidden states, and where tokens are.
 
-    prompt: token ids [B, L]; the states are [B, L + T, d], of text and class name.
+    prompt: token ids [B, L]; response: [B, T], PADDING behind; the states are [B, L + T, d], of
+    text and response.
     """
-    response = words.ids[labels]  # [B, T]
-    own = response != PADDING
+    response, own = response.long(), response != PADDING
     steps = torch.arange(response.shape[-1], device=prompt.device)
     hidden, valid = _after(
         tower, params, prompt, (response, own, steps[:, None] >= steps, steps)
@@ -117,7 +117,7 @@ def response_log_likelihood(
     log_p = tower.log_probs(before)
     picked = log_p.gather(-1, response.clamp(min=0).unsqueeze(-1)).squeeze(-1)  # [B, T]
     total = torch.where(own, picked, 0.0).sum(dim=-1)
-    return total / words.lengths[labels], hidden, valid
+    return total / own.sum(dim=-1).clamp(min=1), hidden, valid
 
 
 def label_scores(tower: Tower, words: LabelWords, params: Params, prompt: Tensor) -> Tensor:

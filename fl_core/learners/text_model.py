@@ -10,23 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fl_core.backbones.language import Language
+from fl_core.backbones.language_answers import Answers, greedy
 from fl_core.backbones.language_tower import Tower, reading
-from fl_core.backbones.token_rows import BELOW_TOP, PADDING, TOKEN_IDS
+from fl_core.backbones.token_rows import BELOW_TOP, PADDING, RESPONSE_IDS, TOKEN_IDS
 from fl_core.errors import ConfigError
 from fl_core.learners.base import Feature, masked_cross_entropy, masked_mean
 from fl_core.learners.text_heads import (
     LabelWords,
     Pooling,
-    class_name_features,
     label_scores,
-    label_words,
     pooled,
     response_log_likelihood,
     text_feature,
 )
-from fl_core.types import Batch, Params, Task
+from fl_core.types import Batch, Params, TensorSpec
 
-Head = Literal["classifier", "label_words", "similarity"]
+Head = Literal["classifier", "label_words", "similarity", "generation"]
 WEIGHT, BIAS = "head.weight", "head.bias"
 HEAD_STD = 0.02
 
@@ -36,7 +35,7 @@ class TextModel:
     """A tower with a head.
 
     words: with the head label_words. names: with the head similarity, normalised [C, d]; scale: on
-    cosines. pooling: how one state is made of a text's.
+    cosines. answers: with the head generation. pooling: how one state is made of a text's.
     """
 
     tower: Tower
@@ -46,6 +45,7 @@ class TextModel:
     scale: float
     words: LabelWords | None = None
     names: Tensor | None = None
+    answers: Answers | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,7 +54,7 @@ class TextModel:
 
     def with_head(self, params: Params, generator: torch.Generator) -> Params:
         """Trained tensors and a classifier's first ones: N(0, 0.02²) as in BERT, biases 0."""
-        if self.words is None and self.names is None:
+        if all(part is None for part in (self.words, self.names, self.answers)):
             shape = self.num_classes, self.width
             drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
             params = {**params, WEIGHT: HEAD_STD * drawn, BIAS: torch.zeros(self.num_classes)}
@@ -64,11 +64,9 @@ class TextModel:
         self, params: Params, batch: Batch, feature: Feature
     ) -> tuple[Tensor, Tensor]:
         """The mean loss over the batch's examples, and h [B, d]."""
-        ids = batch.inputs[TOKEN_IDS]
-        if self.words is not None:
-            told, hidden, valid = response_log_likelihood(
-                self.tower, self.words, params, ids, batch.labels
-            )
+        ids, response = batch.inputs[TOKEN_IDS], self._response(batch)
+        if response is not None:
+            told, hidden, valid = response_log_likelihood(self.tower, params, ids, response)
             loss = -masked_mean(told, batch)
         else:
             hidden, valid = self._hidden(params, batch.inputs)
@@ -80,6 +78,20 @@ class TextModel:
         if self.words is not None:
             return label_scores(self.tower, self.words, params, inputs[TOKEN_IDS])
         return self._scores(params, *self._hidden(params, inputs))
+
+    def write(self, params: Params, inputs: Params) -> tuple[list[str], Tensor]:
+        """The answer to each text, and -log p per token [B] of the response that was wanted."""
+        assert self.answers is not None  # with another head nobody asks
+        ids, end, most = inputs[TOKEN_IDS], self.answers.end, self.answers.max_new_tokens
+        written = greedy(self.tower, params, ids, end, most)
+        told, _, _ = response_log_likelihood(self.tower, params, ids, _response_of(inputs))
+        return self.answers.read(written), -told
+
+    def _response(self, batch: Batch) -> Tensor | None:
+        """What is to follow each text, [B, T]; None where classes are told in another way."""
+        if self.words is not None:
+            return self.words.ids[batch.labels]
+        return None if self.answers is None else _response_of(batch.inputs)
 
     def _hidden(self, params: Params, inputs: Params) -> tuple[Tensor, Tensor]:
         ids = inputs[TOKEN_IDS]
@@ -95,6 +107,11 @@ class TextModel:
         return F.linear(h, params[WEIGHT].to(h.dtype), params[BIAS].to(h.dtype))
 
 
+def spec_of(name: str) -> TensorSpec:
+    """Of a tensor that is no adapter's factor."""
+    return TensorSpec(role="classifier") if name in (WEIGHT, BIAS) else TensorSpec()
+
+
 def stored_inputs(top_layers: int | None) -> tuple[str, ...]:
     """What a learner reads whose adapters are in the top layers only, or in all (None)."""
     return (TOKEN_IDS,) if top_layers is None else (TOKEN_IDS, f"{BELOW_TOP}{top_layers}")
@@ -102,10 +119,10 @@ def stored_inputs(top_layers: int | None) -> tuple[str, ...]:
 
 def check_top_layers(top_layers: int | None, head: Head) -> None:
     """ConfigError for a pair that cannot be."""
-    if top_layers is not None and head == "label_words":
+    if top_layers is not None and head in ("label_words", "generation"):
         raise ConfigError(
-            "top_layers is not allowed with head = label_words: the label's tokens have to "
-            "pass through all layers. Set top_layers=null, or another head."
+            f"top_layers is not allowed with head = {head}: what follows the text has to pass "
+            "through all layers. Set top_layers=null, or another head."
         )
 
 
@@ -113,8 +130,10 @@ def check_room(model: TextModel, backbone: Language, num_tokens: int) -> None:
     """ConfigError where ``num_tokens`` trained tokens, a text and a label have no room."""
     room = backbone.info["max_positions"]
     label = 0 if model.words is None else model.words.ids.shape[1]
+    label += 0 if model.answers is None else model.answers.max_new_tokens
     if room is not None and num_tokens + backbone.max_length + label > room:
-        behind = f" and {label} of the label" if label else ""
+        what = "label" if model.answers is None else "answer"
+        behind = f" and {label} of the {what}" if label else ""
         raise ConfigError(
             f"learner.num_tokens = {num_tokens} has no room: the model has {room} positions, for "
             f"these, backbone.max_length = {backbone.max_length}{behind}. Set "
@@ -122,16 +141,5 @@ def check_room(model: TextModel, backbone: Language, num_tokens: int) -> None:
         )
 
 
-def text_model(
-    backbone: Language, task: Task, tower: Tower, head: Head, pooling: Pooling, scale: float
-) -> TextModel:
-    """ConfigError where the model cannot have the head."""
-    if head == "label_words" and not backbone.causal:
-        raise ConfigError(
-            "learner.head = label_words needs a causal model: an encoder's log-likelihood of "
-            "several masked tokens is not defined. Set learner.head=classifier or similarity."
-        )
-    words = label_words(backbone, task.classes) if head == "label_words" else None
-    similar = head == "similarity"
-    names = class_name_features(backbone, task.classes, pooling) if similar else None
-    return TextModel(tower, len(task.classes), backbone.width, pooling, scale, words, names)
+def _response_of(inputs: Params) -> Tensor:
+    return next(ids for kind, ids in inputs.items() if kind.startswith(RESPONSE_IDS))

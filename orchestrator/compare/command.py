@@ -14,9 +14,7 @@ import click
 @click.option("--no-references", is_flag=True, help="Leave out the rows that methods have to beat.")
 @click.option(
     "--metric",
-    default="eval/personal/accuracy",
-    show_default=True,
-    help="What methods are ranked by, as MLflow names it.",
+    help="What methods are ranked by, as MLflow names it.  [default: eval/personal/HEADLINE]",
 )
 @click.option(
     "--target-accuracy",
@@ -34,7 +32,7 @@ def compare(
     seeds: int,
     vary_data: bool,
     no_references: bool,
-    metric: str,
+    metric: str | None,
     target_accuracy: float | None,
     out: Path | None,
     quiet: bool,
@@ -49,12 +47,15 @@ def compare(
     from orchestrator.compare.display import show_comparison
     from orchestrator.compare.lineup import Question, line_up
     from orchestrator.display import Watcher, console
+    from orchestrator.loading import load_config
+    from scenarios.scored import own_metric
 
     words = files_and_overrides
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     files = [Path(word) for word in words if word not in overrides]
     if not files:
         raise click.UsageError("name at least one YAML file, such as examples/promptfl.yaml")
+    metric = metric or own_metric(load_config(files[0], overrides).headline)
     question = Question(seeds, vary_data, not no_references, metric, target_accuracy)
     rows = line_up(files, question, overrides)
     configs = [config for row in rows for config in row.configs.values()]

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.compare.comparison import SPREADS, Comparison
+from scenarios.scored import TITLES, Headline, headline_of
 
 NOT_AVAILABLE = "n/a"
 GAP = 2
@@ -62,26 +63,29 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
 def _columns(comparison: Comparison) -> list[Column]:
     target = comparison.question.target_accuracy
     price = "" if target is None else f"to {100 * target:g} %"
+    of = headline_of(comparison.question.metric)
     return [
-        *_with_interval("shared %", "eval/global/accuracy", "the shared model, all test rows"),
-        _percent("chosen %", "selected/global/accuracy", "the same, round chosen by validation"),
         *_with_interval(
-            "clients %", "eval/personal/accuracy", "each client's model on its own test rows, mean"
+            "shared %", f"eval/global/{of}", f"{TITLES[of]} of the shared model, all test rows"
+        ),
+        _percent("chosen %", f"selected/global/{of}", "the same, round chosen by validation"),
+        *_with_interval(
+            "clients %", f"eval/personal/{of}", "each client's model on its own test rows, mean"
         ),
         _percent(
             "chosen cl. %",
-            "selected/personal/accuracy",
+            f"selected/personal/{of}",
             "the same, round chosen by validation",
         ),
-        _percent("worst %", "eval/personal/worst_accuracy", "the worst client"),
-        _percent("worst 10 %", "eval/personal/worst_tenth_accuracy", "mean of the worst tenth"),
+        _percent("worst %", f"eval/personal/worst_{of}", "the worst client"),
+        _percent("worst 10 %", f"eval/personal/worst_tenth_{of}", "mean of the worst tenth"),
         _percent(
             "< alone %", "worse_than_local_only", "clients worse off than local only", digits=0
         ),
         _percent(
             "< 0-shot %", "worse_than_zero_shot", "clients worse off than zero-shot", digits=0
         ),
-        *_protocol_columns(comparison),
+        *_protocol_columns(comparison, of),
         Column("MB up", _amount("up_mb", _megabytes), "sent by all clients, with headers (10^6 B)"),
         Column("MB down", _amount("down_mb", _megabytes), "sent to them"),
         Column(f"MB {price}", _price, f"MB both ways when {comparison.question.metric} gets there"),
@@ -91,7 +95,7 @@ def _columns(comparison: Comparison) -> list[Column]:
     ]
 
 
-def _protocol_columns(comparison: Comparison) -> list[Column]:
+def _protocol_columns(comparison: Comparison, of: Headline) -> list[Column]:
     """Whatever the scenario's protocol measures besides."""
     usual = ("eval/global/", "eval/personal/", "eval/validation/", "eval/both/", "eval/domain/")
     found = []
@@ -100,10 +104,10 @@ def _protocol_columns(comparison: Comparison) -> list[Column]:
         if not name.startswith("eval/") or name.startswith(usual) or is_spread:
             continue
         title = name.removeprefix("eval/")
-        if title.endswith("/accuracy"):
-            found.append(_percent(f"{title.removesuffix('/accuracy')} %", name, ""))
-        elif title.endswith("/personal_accuracy"):
-            found.append(_percent(f"{title.removesuffix('/personal_accuracy')} cl. %", name, ""))
+        if title.endswith(f"/{of}"):
+            found.append(_percent(f"{title.removesuffix(f'/{of}')} %", name, ""))
+        elif title.endswith(f"/personal_{of}"):
+            found.append(_percent(f"{title.removesuffix(f'/personal_{of}')} cl. %", name, ""))
         elif title.startswith("base_to_novel/"):
             found.append(_percent(f"{title.removeprefix('base_to_novel/')} %", name, ""))
         elif title == "unseen/participation_gap":

@@ -34,9 +34,14 @@ class Effort:
 
 
 def examples_per_round(training: Training, num_examples: int) -> int:
-    """Examples that a client with this many goes through in one round, repeats counted."""
+    """Examples that a client with this many goes through in one round, repeats counted.
+
+    With Poisson sampling the number to expect.
+    """
     if not num_examples:
         return 0
+    if training.sampling == "poisson":
+        return training.num_steps(num_examples) * min(training.batch_size, num_examples)
     if training.local_steps is None:
         return training.local_epochs * num_examples
     epoch = math.ceil(num_examples / training.batch_size)

@@ -15,8 +15,8 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
 from orchestrator.results import Result
 from scenarios.budget_curve import megabytes_to
-from scenarios.evaluate import OWN
 from scenarios.population import Population
+from scenarios.scored import TITLES, own_metric
 
 Values = Sequence[float | None]
 
@@ -161,10 +161,10 @@ def with_worse_off(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> list[Out
         (row.scenario, row.method): row.alone or _only_local(row.scenario, rows) for row in rows
     }
     zero_shot = {r.scenario: r.method for r in rows if _zero_shot_name(r) == "zero_shot"}
-    own = {(o.scenario, o.method, o.seed): o.by_client.get(OWN) for o in outcomes}
+    own = {(o.scenario, o.method, o.seed): _own(o.by_client) for o in outcomes}
     found = []
     for outcome in outcomes:
-        metrics, mine = dict(outcome.metrics), outcome.by_client.get(OWN)
+        metrics, mine = dict(outcome.metrics), _own(outcome.by_client)
         measured = metrics.pop("eval/personal/worse_than_zero_shot", None)
         if measured is not None and outcome.kind == "method":
             metrics["worse_than_zero_shot"] = measured
@@ -181,3 +181,8 @@ def with_worse_off(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> list[Out
                 metrics |= {} if share is None else {name: share}
         found.append(replace(outcome, metrics=metrics))
     return found
+
+
+def _own(by_client: Mapping[str, Values]) -> Values | None:
+    """The headline of each client's model on its own test rows, None where nothing was measured."""
+    return next((by_client[n] for n in map(own_metric, TITLES) if n in by_client), None)

@@ -153,6 +153,10 @@ def summary_lines(population: Population) -> list[str]:
         f"Gini {found.size_gini:.2f}",
     ]
     lines += [f"{unheld:,} classes are held by no client"] if unheld else []
+    public = len(population.public)
+    lines += (
+        [f"{public:,} rows are public: no client has them, and nobody a label"] if public else []
+    )
     lines += [f"{bare:,} clients have no test row"] if bare else []
     lines += [f"hash {population.hash}"]
     return lines

@@ -43,13 +43,15 @@ def _numbers(
     show_default=True,
     help="csv writes one file per table.",
 )
-@click.option("--target", type=click.FloatRange(0, 1), help="Accuracy to reach, such as 0.4.")
+@click.option("--target", type=click.FloatRange(0, 1), help="Score to reach, such as 0.4.")
 @click.option(
     "--budgets",
     callback=_numbers,
     help="Megabytes per client, both ways.  [default: the sweeps' own, else 0.25,1,4]",
 )
-@click.option("--metric", default="eval/personal/accuracy", show_default=True)
+@click.option(
+    "--metric", help="As MLflow names it.  [default: eval/personal/ of what the runs are judged by]"
+)
 @FOLDER
 def report(
     names: tuple[str, ...],
@@ -57,22 +59,26 @@ def report(
     format_: Literal["html", "csv", "latex", "json"],
     target: float | None,
     budgets: tuple[float, ...] | None,
-    metric: str,
+    metric: str | None,
     folder: Path,
 ) -> None:
     """Say which method to take at which price, as one file that needs no network.
 
     Give sweeps, folders that `fedarena compare --out` wrote, or runs; without any, all runs.
     """
-    from orchestrator.report.content import Ask, make_report
+    from orchestrator.report.ask import Ask
+    from orchestrator.report.content import make_report
     from orchestrator.report.gather import declared_budgets, gather
     from orchestrator.report.write import ENDINGS, write_report
 
-    ask = Ask(metric, budgets or declared_budgets(names, folder) or Ask.budgets, target)
-    found = make_report(gather(names, folder), ask)
+    material = gather(names, folder)
+    ask = Ask(
+        metric or material.metric, budgets or declared_budgets(names, folder) or Ask.budgets, target
+    )
+    found = make_report(material, ask)
     for answer in found.answers:
         click.echo(f"{answer.scenario}")
-        for sentence in answer.sentences("accuracy"):
+        for sentence in answer.sentences(ask.word):
             click.echo(f"  {sentence}")
     for name, why in found.left_out.items():
         click.echo(f"left out: {name}: {why}", err=True)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fl_core.checks import check_fields
 from fl_core.errors import ConfigError, did_you_mean
 from orchestrator.compare.comparison import Comparison, summarise
 from orchestrator.compare.lineup import Question, Row
 from orchestrator.compare.outcomes import Outcome, outcomes_of
 from orchestrator.report import result_tables
+from orchestrator.report.ask import Ask
 from orchestrator.report.curves import Curves, read_curves
 from orchestrator.report.decisions import (
     Cheapest,
@@ -36,43 +36,7 @@ from orchestrator.report.tables import (
     cell,
     percent,
 )
-from scenarios.evaluate import OWN
-
-METRIC_NAMES = {
-    OWN: "mean accuracy of the clients' models on their own test data",
-    "eval/global/accuracy": "accuracy of the shared model on the whole test split",
-}
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a report is asked.
-
-    budgets: in megabytes per client, both ways. target: of the metric; None takes one that every
-    method reaches.
-    """
-
-    metric: str = OWN
-    budgets: tuple[float, ...] = (0.25, 1.0, 4.0)
-    target: float | None = None
-
-    def __post_init__(self) -> None:
-        faults = []
-        try:
-            check_fields(self, target="from 0 to 1")
-        except ConfigError as error:
-            faults += error.faults
-        if not self.budgets or not all(0 < budget < math.inf for budget in self.budgets):
-            faults.append(
-                f"budgets = {self.budgets} is not allowed: name megabytes per client above 0, such "
-                "as 0.25,1,4."
-            )
-        if faults:
-            raise ConfigError(faults)
-
-    @property
-    def what(self) -> str:
-        return METRIC_NAMES.get(self.metric, self.metric)
+from scenarios.scored import TITLES
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +84,8 @@ def make_report(material: Material, ask: Ask) -> Report:
         _answer(scenario, material, curves, outcomes, ask) for scenario in comparison.scenarios
     ]
     tables = [
-        _budget_table(answers),
-        _target_table(answers),
+        _budget_table(answers, ask),
+        _target_table(answers, ask),
         *result_tables.all_tables(material.rows, outcomes, comparison, curves),
     ]
     cautions = [*_cautions(material, answers), *environment_cautions(material.rows)]
@@ -170,26 +134,26 @@ def _refuse_unknown(outcomes: Sequence[Outcome], metric: str) -> None:
     if metric not in known:
         raise ConfigError(
             f"metric = {metric!r} was measured in no run.{did_you_mean(metric, known)} Ask for one "
-            f"of: {', '.join(sorted(n for n in known if n.endswith('accuracy')))}."
+            f"of: {', '.join(sorted(n for n in known if n.endswith(tuple(TITLES))))}."
         )
 
 
 # -- the decisions as tables ---------------------------------------------------------------------
 
 
-def _budget_table(answers: Sequence[Answer]) -> Table:
+def _budget_table(answers: Sequence[Answer], ask: Ask) -> Table:
     columns = [
         SCENARIO,
         Column("budget_mb", "budget", "MB per client", None),
         Column("method", "take"),
-        percent("value", "accuracy"),
+        percent("value", ask.word),
         percent("low", "95 % from"),
         percent("high", "to"),
         Column("second", "next best"),
         Column("gain", "lead", "points", 1),
         Column("how_sure", "how sure"),
         Column("reference", "best that sends nothing"),
-        percent("reference_value", "its accuracy"),
+        percent("reference_value", f"its {ask.word}"),
         Column("seeds", "seeds"),
         RUNS,
     ]
@@ -224,10 +188,10 @@ def _budget_row(scenario: str, choice: Choice) -> list[Cell]:
     ]
 
 
-def _target_table(answers: Sequence[Answer]) -> Table:
+def _target_table(answers: Sequence[Answer], ask: Ask) -> Table:
     columns = [
         SCENARIO,
-        percent("target", "target accuracy"),
+        percent("target", f"target {ask.word}"),
         METHOD,
         Column("megabytes", "price", "MB per client", None),
         Column("low", "95 % from", "MB", None),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from orchestrator.report.curves import Curve
 from orchestrator.report.decisions import MethodCurves
 from scenarios.budget_curve import BYTES_PER_MEGABYTE, pareto_front, value_at
+from scenarios.scored import TITLES
 from scenarios.statistics import over_seeds
 
 if TYPE_CHECKING:
@@ -229,4 +230,4 @@ def _legend(axes: Axes) -> None:
 
 
 def _axis_name(what: str) -> str:
-    return "accuracy" if "accuracy" in what else what
+    return next((title for title in TITLES.values() if title in what), what)

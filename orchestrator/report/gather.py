@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
 from orchestrator.labels import method_label, result_settings, scenario_label, told_apart
 from orchestrator.loading import load_config, to_dict
+from scenarios.scored import own_metric
 
 COMPARISON_FILE, TRIALS_FILE = "comparison.csv", "trials.csv"
 
@@ -36,6 +38,12 @@ class Material:
     @property
     def configs(self) -> list[ExperimentConfig]:
         return [config for row in self.rows for config in row.configs.values()]
+
+    @property
+    def metric(self) -> str:
+        """The mean over clients of what most of the runs are judged by."""
+        judged = Counter(config.headline for config in self.configs)
+        return own_metric(judged.most_common(1)[0][0])
 
     @property
     def vary_data(self) -> bool:

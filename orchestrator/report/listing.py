@@ -21,18 +21,18 @@ from orchestrator.loading import load_config, to_dict
 from orchestrator.report.tables import significant
 from orchestrator.results import Result
 from orchestrator.schema import leaves
-from scenarios.evaluate import OWN
+from scenarios.scored import TITLES, own_metric
 
 UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
 NUMBERS_WIDTH = 56
 """Characters that the other columns of the list of runs take, with what is between them."""
 
-SHOWN = (OWN, "eval/global/accuracy")
-
 
 @dataclass(frozen=True)
 class Listed:
-    """One run. state: finished, unfinished, not begun or damaged. age_s: since the last round."""
+    """One run. state: finished, unfinished, not begun or damaged. score: its headline. age_s: since
+    the last round.
+    """
 
     run: str
     method: str
@@ -40,7 +40,7 @@ class Listed:
     seed: int | None
     state: str
     rounds: int | None = None
-    accuracy: float | None = None
+    score: float | None = None
     megabytes: float | None = None
     age_s: float | None = None
 
@@ -75,11 +75,12 @@ def list_run(path: Path) -> Listed:
         return Listed(path.name, *labels, "not begun")
     last = records[-1]
     sent = sum(r.metrics["comm/up_bytes"] + r.metrics["comm/down_bytes"] for r in records)
-    measured = next((r for r in reversed(records) if any(n in r.metrics for n in SHOWN)), last)
-    accuracy = next((measured.metrics[n] for n in SHOWN if n in measured.metrics), None)
+    shown = own_metric(config.headline), f"eval/global/{config.headline}"
+    measured = next((r for r in reversed(records) if any(n in r.metrics for n in shown)), last)
+    score = next((measured.metrics[n] for n in shown if n in measured.metrics), None)
     state = "finished" if (path / "DONE").exists() else "unfinished"
     age_s = max(0.0, time.time() - last.time_ms / 1000)
-    return Listed(path.name, *labels, state, len(records) - 1, accuracy, sent / 1e6, age_s)
+    return Listed(path.name, *labels, state, len(records) - 1, score, sent / 1e6, age_s)
 
 
 def describe_run(path: Path) -> Described:
@@ -122,17 +123,18 @@ def show_runs(runs: Sequence[Listed], console: Console) -> None:
     widths.append(max(8, console.width - sum(widths) - NUMBERS_WIDTH))
     for name, width in zip(("run", "method", "scenario"), widths, strict=True):
         table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=width)
-    for column in ("seed", "state", "rounds", "acc. %", "MB", "age"):
+    for column in ("seed", "state", "rounds", "score %", "MB", "age"):
         table.add_column(column, justify="right", no_wrap=True)
     for run in runs:
         cells = [run.run, run.method, run.scenario, "" if run.seed is None else str(run.seed)]
         cells += [run.state, "" if run.rounds is None else str(run.rounds)]
-        cells += ["" if run.accuracy is None else f"{100 * run.accuracy:.1f}"]
+        cells += ["" if run.score is None else f"{100 * run.score:.1f}"]
         cells += ["" if run.megabytes is None else significant(run.megabytes), age(run.age_s)]
         table.add_row(*map(escape, cells))
     console.print(table)
     console.print(
-        "  acc.: of the clients' models, last measured round; MB: sent by and to all clients"
+        "  score: accuracy of the clients' models, or what evaluation.headline says, last measured "
+        "round; MB: sent by and to all clients"
     )
 
 
@@ -145,7 +147,7 @@ def show_run(run: Described, console: Console) -> None:
     console.print(f"\n[bold]After {listed.rounds} rounds[/]")
     _pairs({name: _number(name, value) for name, value in run.metrics.items()}, console)
     if run.chosen_round is not None:
-        console.print(f"\nChosen by validation accuracy: round {run.chosen_round}")
+        console.print(f"\nChosen on validation data: round {run.chosen_round}")
     console.print(f"\n[bold]Failures[/]: {len(run.failures) or 'none'}")
     for round, client, reason in run.failures[:20]:
         console.print(f"  round {round}, client {client}: {escape(reason)}", highlight=False)
@@ -160,7 +162,7 @@ def age(seconds: float | None) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    if name.endswith("accuracy"):
+    if name.endswith((*TITLES, "rouge1", "rouge2")):
         return f"{100 * value:.1f} %"
     if name.endswith("_bytes"):
         return f"{value / 1e6:.3f} MB"

@@ -6,6 +6,7 @@ from html import escape
 
 from orchestrator.report.content import Answer, Report
 from orchestrator.report.decisions import sentence
+from orchestrator.report.privacy import NAME as PRIVACY
 from orchestrator.report.sections import pictures, seeds_told
 from orchestrator.report.tables import Cell, Column, Table
 
@@ -73,6 +74,7 @@ def as_html(report: Report, title: str = "Which federated method to take") -> st
         "<h2>Decision tables</h2>",
         *(_decisions(report, answer) for answer in report.answers),
         *(_scenario(report, answer) for answer in report.answers),
+        *(f"<h2>Privacy</h2>\n{_table(t)}" for t in report.tables if t.name == PRIVACY),
         "<h2>Cost by phase</h2>",
         _table(report.table("time")),
         "<h2>Environment</h2>",
@@ -99,13 +101,15 @@ def _about(report: Report) -> str:
     runs = sum(len(row.configs) for row in report.rows)
     counted = [_count(runs, "run"), _count(len(methods), "method")]
     counted += [_count(len(report.answers), "scenario"), seeds_told(report.rows)]
-    return f"{', '.join(counted)}. Accuracy means: {report.ask.what}, last round that was paid for."
+    word = report.ask.word[0].upper() + report.ask.word[1:]
+    return f"{', '.join(counted)}. {word} means: {report.ask.what}, last round that was paid for."
 
 
 def _short(report: Report, answer: Answer) -> str:
-    found = [sentence(choice, "accuracy") for choice in answer.choices]
+    word = report.ask.word
+    found = [sentence(choice, word) for choice in answer.choices]
     cheapest = answer.cheapest
-    target = f"{100 * cheapest.target:g} % accuracy"
+    target = f"{100 * cheapest.target:g} % {word}"
     if cheapest.method is None:
         found.append(f"No method reaches {target} with every seed.")
     else:
@@ -150,9 +154,8 @@ def _scenario(report: Report, answer: Answer) -> str:
         ),
         "",
     )
-    told = (
-        f"<p>At the end of all runs: {escape(verdict.replace(report.ask.metric, 'accuracy'))}</p>"
-    )
+    verdict = verdict.replace(report.ask.metric, report.ask.word)
+    told = f"<p>At the end of all runs: {escape(verdict)}</p>"
     lead = figures[:1]
     return "\n".join([f"<h2>{escape(scenario)}</h2>", *lead, told, *tables, *figures[1:]])
 

@@ -12,6 +12,7 @@ from orchestrator.compare.lineup import Row
 from orchestrator.compare.outcomes import Outcome
 from orchestrator.report.curves import Curve, Curves
 from orchestrator.report.environment import environment_table
+from orchestrator.report.privacy import privacy_tables
 from orchestrator.report.tables import (
     METHOD,
     RUNS,
@@ -23,7 +24,7 @@ from orchestrator.report.tables import (
     number,
     percent,
 )
-from scenarios.evaluate import OWN
+from scenarios.scored import TITLES, Headline, headline_of, of_headline, own_metric
 
 RESULTS = {
     "eval/personal/accuracy": percent("clients", "clients"),
@@ -35,7 +36,7 @@ RESULTS = {
     "worse_than_local_only": percent("below_alone", "clients worse than alone"),
     "worse_than_zero_shot": percent("below_zero_shot", "clients worse than zero-shot"),
 }
-"""Shares, by metric; the first two with their spread."""
+"""Shares, by metric where that is accuracy; the first two with their spread."""
 
 AMOUNTS = {
     "up_mb": Column("up_mb", "up, all clients", "MB"),
@@ -50,21 +51,24 @@ AMOUNTS = {
 def all_tables(
     rows: Sequence[Row], outcomes: Sequence[Outcome], comparison: Comparison, curves: Curves
 ) -> list[Table]:
+    headline = headline_of(comparison.question.metric)
     return [
         summary_table(comparison),
         effort_table(outcomes, comparison, curves),
         tests_table(comparison),
-        clients_table(outcomes),
+        clients_table(outcomes, headline),
         cost_table(rows, curves),
-        runs_table(outcomes, curves),
+        runs_table(outcomes, curves, headline),
         environment_table(rows),
+        *privacy_tables(rows),
     ]
 
 
 def summary_table(comparison: Comparison) -> Table:
     """One row per method or reference: means over seeds, of the last round."""
     metric = comparison.question.metric
-    shares = RESULTS if metric in RESULTS else {metric: percent("metric", metric), **RESULTS}
+    usual = _shares(headline_of(metric))
+    shares = usual if metric in usual else {metric: percent("metric", metric), **usual}
     columns = [SCENARIO, METHOD, Column("kind", "kind"), Column("seeds", "seeds")]
     for name, column in shares.items():
         columns.append(column)
@@ -84,7 +88,7 @@ def summary_table(comparison: Comparison) -> Table:
         rows.append(cells)
     note = (
         "Means over seeds, last round, test data. sd: sample standard deviation. 95 %: Student's t "
-        "interval of the mean over seeds. Chosen round: by validation accuracy. n/a: there is no "
+        "interval of the mean over seeds. Chosen round: by validation data. n/a: there is no "
         "such number."
     )
     return Table("results", "Results, with reference rows", columns, rows, note)
@@ -140,22 +144,26 @@ def tests_table(comparison: Comparison) -> Table:
     return Table("tests", "Paired tests", columns, rows, note)
 
 
-def clients_table(outcomes: Sequence[Outcome]) -> Table:
-    """How accuracy is spread over clients; a client's seeds are pooled with the others'."""
+def clients_table(outcomes: Sequence[Outcome], headline: Headline) -> Table:
+    """How scores are spread over clients; a client's seeds are pooled with the others'."""
     columns = [SCENARIO, METHOD, Column("num", "client results")]
     marks = (0, 10, 25, 50, 75, 90, 100)
     titles = {0: "lowest", 50: "median", 100: "highest"}
     columns += [percent(f"p{m}", titles.get(m, f"{m} % are below")) for m in marks]
     pooled: dict[tuple[str, str], list[float]] = {}
     for o in outcomes:
-        values = [v for v in o.by_client.get(OWN, ()) if v is not None]
+        values = [v for v in o.by_client.get(own_metric(headline), ()) if v is not None]
         pooled.setdefault((o.scenario, o.method), []).extend(values)
     rows: list[list[Cell]] = []
     for key, values in pooled.items():
         if values:
             spread = np.percentile(values, marks)
             rows.append([*key, len(values), *(100 * float(v) for v in spread)])
-    note = "Accuracy of each client's model on its own test rows, last round, all seeds together."
+    title = TITLES[headline]
+    note = (
+        f"{title[0].upper()}{title[1:]} of each client's model on its own test rows, last round, "
+        "all seeds together."
+    )
     return Table("clients", "Spread over clients", columns, rows, note)
 
 
@@ -190,10 +198,10 @@ def _cost_column(name: str) -> Column:
     return Column(rest, titles.get(name, rest), "s per run" if kind == "time" else "MiB")
 
 
-def runs_table(outcomes: Sequence[Outcome], curves: Curves) -> Table:
+def runs_table(outcomes: Sequence[Outcome], curves: Curves, headline: Headline) -> Table:
     """Every run that a number comes from."""
     ends = {curve.run: curve.end for own in curves.values() for curve in own.values()}
-    shares = {n: c for n, c in RESULTS.items() if n.startswith("eval/")}
+    shares = {n: c for n, c in _shares(headline).items() if n.startswith("eval/")}
     columns = [Column("run", "run"), SCENARIO, METHOD, Column("seed", "seed", "", 0)]
     columns += [*shares.values(), Column("mb_per_client", "busiest client", "MB")]
     columns += [Column("rounds", "rounds", "", 0)]
@@ -212,6 +220,10 @@ def runs_table(outcomes: Sequence[Outcome], curves: Curves) -> Table:
 
 
 # -- details -------------------------------------------------------------------------------------
+
+
+def _shares(headline: Headline) -> dict[str, Column]:
+    return {of_headline(name, headline): column for name, column in RESULTS.items()}
 
 
 def _runs_by_row(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], list[str]]:

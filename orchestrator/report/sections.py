@@ -23,8 +23,8 @@ from orchestrator.report.figures import (
     round_figure,
 )
 from orchestrator.results import Result
-from scenarios.evaluate import OWN
 from scenarios.population import Population
+from scenarios.scored import own_metric
 
 PICTURE_DPI = 75
 
@@ -61,11 +61,13 @@ def pictures(report: Report, scenario: str) -> list[Picture]:
             "A mark per client and seed, last round. Thick line: middle half; upright: median."
         )
         found.append(
-            Picture(clients_figure(by_client, "accuracy on the client's test data"), caption)
+            Picture(
+                clients_figure(by_client, f"{report.ask.word} on the client's test data"), caption
+            )
         )
     found += _confused(report, scenario)
     if methods:
-        found += _over_rounds(methods)
+        found += _over_rounds(methods, report.ask.word)
     return [*found, *_partitions(report, scenario)]
 
 
@@ -122,7 +124,8 @@ def _by_client(report: Report, scenario: str) -> dict[str, list[float]]:
     for row in report.rows:
         if row.scenario == scenario:
             for config in row.configs.values():
-                values = Result.load(run_folder(config)).last.client_metrics.get(OWN, ())
+                own = own_metric(config.headline)
+                values = Result.load(run_folder(config)).last.client_metrics.get(own, ())
                 known = [value for value in values if value is not None]
                 if known:
                     found.setdefault(row.method, []).extend(known)
@@ -143,11 +146,11 @@ def _confused(report: Report, scenario: str) -> list[Picture]:
     return [Picture(confusion_figure(confusion.counts, confusion.classes), caption)]
 
 
-def _over_rounds(methods: MethodCurves) -> list[Picture]:
+def _over_rounds(methods: MethodCurves, word: str) -> list[Picture]:
     def percent(curve: Curve) -> list[float | None]:
         return [None if value is None else 100 * value for value in curve.values]
 
-    rounds = round_figure(methods, "accuracy (%)", percent, "rounds")
+    rounds = round_figure(methods, f"{word} (%)", percent, "rounds")
     losses = round_figure(methods, "training loss", lambda curve: curve.losses, "losses")
     return [
         Picture(rounds, "Learning curves: mean over seeds, test data."),

@@ -24,7 +24,10 @@ address_option = click.option(
     show_default=True,
     help="The folder that travels, and in which the job runs.",
 )
-@click.option("--state", help="Absolute folder on the cluster for runs, features and MLflow.")
+@click.option(
+    "--state",
+    help="Absolute folder on the cluster for all state, or a URL (s3://...).",
+)
 @click.option("--no-wait", is_flag=True, help="Hand the job in, and do not follow its log.")
 @click.option("--dry-run", is_flag=True, help="Show the job, and hand nothing in.")
 def submit(

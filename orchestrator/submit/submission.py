@@ -19,6 +19,7 @@ from cluster.submit import JobRequest
 from fl_core.backbones.clip import LOCAL
 from fl_core.backbones.union import modality
 from fl_core.errors import ConfigError
+from fl_core.remote import check_url
 from orchestrator.config import ExperimentConfig
 from orchestrator.loading import load_config
 from orchestrator.reading import Reader
@@ -53,6 +54,14 @@ STATE_OVERRIDES = {
     "store": "store={}/store",
     "tracking.uri": f"tracking.uri={SQLITE}{{}}/mlflow.db",
 }
+CACHE = "~/.cache/fedarena"
+"""Where each node keeps what stands at a URL."""
+STATE_URL_OVERRIDES = {
+    "folder": f"folder={CACHE}/runs mirror={{}}/runs",
+    "store": f"store={CACHE}/store shared_store={{}}/store",
+}
+AT_A_URL = {"folder": "mirror", "store": "shared_store"}
+"""Settings with which a place may be lost with its node."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,8 @@ def prepare_submission(
     """The job that runs these files on a cluster.
 
     state: an absolute folder on the cluster for runs, feature store and MLflow's database, where
-    the files themselves name no absolute ones. ConfigError with all that it would not find there.
+    the files themselves name no absolute ones; or a URL for runs and feature store, of which every
+    node keeps what it needs. ConfigError with all that it would not find there.
     """
     folder = working_dir.expanduser().resolve()
     if not folder.is_dir():
@@ -192,21 +202,37 @@ def _state_overrides(
     raws: Sequence[Mapping[str, Any]], state: str | None
 ) -> tuple[list[str], list[str]]:
     """Overrides that put relative places under ``state``; or what is wrong."""
-    if state is not None and not PurePath(state).is_absolute():
-        return [], [f"--state {state} is not allowed: it must be an absolute path on the cluster."]
+    if state is not None and (faults := check_url("--state", state)):
+        return [], faults
     relative = {
         name: place
         for raw in raws
         for name, place in _state_places(raw).items()
         if place is not None and not PurePath(place).is_absolute() and not place.startswith("~")
+        if not raw.get(AT_A_URL.get(name, ""))
     }
+    if state is not None and "://" in state:
+        return _at_a_url(relative, state.rstrip("/"))
     if state is not None:
         return [STATE_OVERRIDES[name].format(state.rstrip("/")) for name in relative], []
     return [], [
         f"{name} = {place} is relative, and the job's working folder is deleted when it has ended. "
-        "Pass --state FOLDER, an absolute path that every node sees, or set it to one."
+        "Pass --state FOLDER, an absolute path that every node sees, or a URL (s3://...), or "
+        "set it to one."
         for name, place in relative.items()
     ]
+
+
+def _at_a_url(relative: Mapping[str, str | None], state: str) -> tuple[list[str], list[str]]:
+    """Overrides that put relative places at a URL; a database cannot lie there."""
+    words = [STATE_URL_OVERRIDES[n].format(state) for n in relative if n in STATE_URL_OVERRIDES]
+    faults = [
+        f"{name} = {place} is relative, and no database can lie at {state}. Name a server, "
+        f"{name}=http://..., or go without: tracking.enabled=false."
+        for name, place in relative.items()
+        if name not in STATE_URL_OVERRIDES
+    ]
+    return [word for pair in words for word in pair.split()], faults
 
 
 def _own_folders(raws: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -23,7 +23,7 @@ Point = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """How a tuning trial did. validation: accuracy, None where it failed; ended: not cut short."""
+    """How a tuning trial did. validation: its score, None where it failed; ended: not cut short."""
 
     validation: float | None
     ended: bool = True

@@ -53,17 +53,18 @@ def plan(file: Path, overrides: tuple[str, ...]) -> None:
 def resume_sweep(name: str, overrides: tuple[str, ...], folder: Path, quiet: bool) -> bool:
     """Go on with the sweep of that name; False where there is none."""
     from fl_core.errors import ConfigError
+    from orchestrator.sweep.loading import is_about_places
     from orchestrator.sweep.state import find_sweep, read_sweep
 
     found = find_sweep(name, folder)
     if found is None:
         return False
-    if overrides:
+    if others := [o for o in overrides if not is_about_places(o)]:
         raise ConfigError(
-            f"{name} is a sweep: it goes on as it was. To change {overrides[0]}, use `fedarena "
-            "sweep`; what is finished already is not run again."
+            f"{name} is a sweep: it goes on as it was, if elsewhere. To change {others[0]}, use "
+            "`fedarena sweep`; what is finished already is not run again."
         )
-    run_and_show(read_sweep(found), quiet=quiet)
+    run_and_show(read_sweep(found, overrides), quiet=quiet)
     return True
 
 
@@ -78,5 +79,5 @@ def run_and_show(sweep: SweepConfig, *, quiet: bool) -> None:
         click.echo(f"\ninterrupted; go on with: fedarena resume {sweep.name}", err=True)
         raise SystemExit(130) from None
     show_sweep(result)
-    if result.failed or result.lost:
+    if result.failed or result.lost or result.not_mirrored:
         raise SystemExit(1)

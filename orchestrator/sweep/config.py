@@ -171,7 +171,7 @@ class OptunaSearch:
 class Tuning:
     """Every method gets ``trials_per_method`` trials on validation data before test seeds run.
 
-    per: once per ``method``, in its first cell; or in every ``cell``. metric: validation accuracy
+    per: once per ``method``, in its first cell; or in every ``cell``. metric: the validation score
     after the last round, nothing else. seed: of the tuning trials' training and of the draws; None
     is one above the highest test seed.
     """

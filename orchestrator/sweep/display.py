@@ -22,12 +22,9 @@ from orchestrator.results import Result
 from orchestrator.sweep.config import label
 from orchestrator.sweep.design import Trial
 from orchestrator.sweep.results import SweepResult
+from scenarios.scored import SHORT, Headline, own_metric
 
-METRICS = {
-    "acc %": ("eval/global/accuracy", 100.0),
-    "chosen": ("selected/global/accuracy", 100.0),
-    "clients %": ("eval/personal/accuracy", 100.0),
-    "worst": ("eval/personal/worst_accuracy", 100.0),
+MEGABYTES = {
     "MB up": ("comm/up_bytes", 1e-6),
     "MB dn": ("comm/down_bytes", 1e-6),
 }
@@ -82,7 +79,7 @@ class SweepWatcher(Bars):
         left = self._left()
         self.bars.update(self._main, completed=self._ended, note=left)
         if self.plain:
-            score = _score(result)
+            score = _score(result, trial.config.headline)
             line = f"{self._ended}/{self._total} {trial.name} {status}{score}  {left}"
             console.print(line.rstrip(), highlight=False, soft_wrap=True)
 
@@ -112,6 +109,8 @@ def show_sweep(result: SweepResult) -> None:
         console.print(f"[red]failed[/] {ended.trial.name}: {ended.fault.strip()}", highlight=False)
     for group, why in result.lost.items():
         console.print(f"[red]no test trials[/] of {group}: {why}", highlight=False)
+    for name, why in result.not_mirrored.items():
+        console.print(f"[red]not mirrored[/] {name}: {why}", highlight=False)
     statuses = [ended.status for ended in result.ended]
     counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
     console.print(f"{len(statuses)} trials: {counts}", highlight=False)
@@ -131,7 +130,7 @@ def _table(result: SweepResult) -> Table:
     for axis in result.axes:
         table.add_column(axis.rpartition(".")[2], no_wrap=True)
     table.add_column("n", justify="right")
-    metrics = {k: v for k, v in METRICS.items() if v[0] in result.summary["mean"]}
+    metrics = {k: v for k, v in _metrics(result).items() if v[0] in result.summary["mean"]}
     for name in metrics:
         table.add_column(name, justify="right", no_wrap=True)
     summary = result.summary
@@ -170,13 +169,25 @@ def _mean(mean: float, std: float, name: str) -> str:
     return f"{mean:.1f}" + ("" if std != std else f" ± {std:.1f}")
 
 
-def _score(result: Result | None) -> str:
+def _metrics(result: SweepResult) -> dict[str, tuple[str, float]]:
+    """A metric and its unit by column; scores by each metric that trials are judged by."""
+    judged = list(dict.fromkeys(ended.trial.config.headline for ended in result.ended))
+    found: dict[str, tuple[str, float]] = {}
+    for headline in judged:
+        of = "" if len(judged) == 1 else f" {SHORT[headline]}"
+        found[f"{SHORT[headline]} %"] = (f"eval/global/{headline}", 100.0)
+        found[f"chosen{of}"] = (f"selected/global/{headline}", 100.0)
+        found[f"clients{of} %"] = (f"eval/personal/{headline}", 100.0)
+        found[f"worst{of}"] = (f"eval/personal/worst_{headline}", 100.0)
+    return found | MEGABYTES
+
+
+def _score(result: Result | None, headline: Headline) -> str:
     if result is None:
         return ""
     found = result.last.metrics
+    names = {f"eval/global/{headline}": SHORT[headline], own_metric(headline): "clients"}
     parts = [
-        f"{name} {100 * found[metric]:.1f} %"
-        for metric, name in (("eval/global/accuracy", "acc"), ("eval/personal/accuracy", "clients"))
-        if metric in found
+        f"{name} {100 * found[metric]:.1f} %" for metric, name in names.items() if metric in found
     ]
     return "".join(f"  {part}" for part in parts)

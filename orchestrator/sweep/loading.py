@@ -12,13 +12,15 @@ import yaml
 
 from fl_core.errors import ConfigError, did_you_mean
 from orchestrator.config import ExperimentConfig
-from orchestrator.loading import tracking_uri
+from orchestrator.loading import RESOURCES_OF_A_RESULT, SETTINGS_OF_NO_RESULT, tracking_uri
 from orchestrator.reading import Reader, put
 from orchestrator.schema import Slot, slots
 from orchestrator.sweep.config import BUDGET, Axis, SweepConfig, Tuning, label
 from orchestrator.yaml_text import Loader, read_yaml
 
-NOT_AXES = re.compile(r"(name|seed|folder|store|tracking|resources\.(executor|address))(\.|$)")
+NOT_AXES = re.compile(
+    r"(name|seed|folder|store|mirror|shared_store|tracking|resources\.(executor|address))(\.|$)"
+)
 SWEEP = Slot(SweepConfig, (SweepConfig,), SweepConfig)
 
 
@@ -174,3 +176,11 @@ def _with_places(base: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(tracking, Mapping) or not isinstance(tracking.get("uri"), str | None):
         return {**base, **places}  # told with the other faults of the trials
     return {**base, **places, "tracking": {**tracking, "uri": tracking_uri(tracking.get("uri"))}}
+
+
+def is_about_places(override: str) -> bool:
+    """Whether an override only says where things lie, or where work runs."""
+    path = override.partition("=")[0].strip()
+    if path in (*RESOURCES_OF_A_RESULT, "name", "resources"):
+        return False
+    return SETTINGS_OF_NO_RESULT.match(path) is not None

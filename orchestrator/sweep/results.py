@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,17 @@ IDENTITY = ("method", "stage", "seed", "status", "run")
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Every trial's end. choices: what tuning came to, by group; lost: why a group had no tests."""
+    """Every trial's end. choices: what tuning came to, by group; lost: why a group had no tests.
+
+    not_mirrored: why the copy of a run, or of the sweep, lacks something, by its folder's name.
+    """
 
     folder: Path
     axes: Sequence[str]
     ended: Sequence[Ended]
     choices: Mapping[str, Choice]
     lost: Mapping[str, str]
+    not_mirrored: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def collect(

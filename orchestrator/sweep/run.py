@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cluster.connect import connect
-from cluster.reserve import cluster_nodes
-from cluster.slices import check_placement, count_slices, slice_bundle
 from fl_core.errors import ConfigError
 from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Progress
-from orchestrator.host import wanted_slots
+from orchestrator.mirror import check_places, end
 from orchestrator.results import Result
 from orchestrator.sweep.agenda import Agenda, Score
+from orchestrator.sweep.away import RunsAway, sweep_at_work
 from orchestrator.sweep.config import Asha, SweepConfig
 from orchestrator.sweep.design import Design, Trial
 from orchestrator.sweep.results import SweepResult
+from orchestrator.sweep.shapes import Shapes
 from orchestrator.sweep.state import CHOICES_FILE, Runs, SweepStore, sweep_folder
 from orchestrator.sweep.survey import Survey, fill_store
 from orchestrator.sweep.tracking import SweepTracker
 from orchestrator.sweep.trial import Order, TrialHost
-from orchestrator.sweep.tune import Shape, run_on_tune
+from orchestrator.sweep.tune import run_on_tune
 from orchestrator.tracking import preflight
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class SweepRunner:
         self.scheduler = scheduler if isinstance(scheduler, Asha) else None
         self._stops = store.stops()
         self._runs: Runs | None = None
+        self._away = RunsAway(agenda.design.sweep.settings.get("mirror"))
         self._configs: dict[str, ExperimentConfig] = {}
         self._twins: dict[str, list[Trial]] = {}
 
@@ -121,13 +122,24 @@ class SweepRunner:
         """The trial's experiment under the name that its run has on disk."""
         if trial.key not in self._configs:
             if self._runs is None:
-                self._runs = Runs(trial.config.folder)
+                self._runs = Runs(trial.config.folder, self._away)
             self._configs[trial.key] = replace(trial.config, name=self._runs.name_for(trial))
         return self._configs[trial.key]
 
     def run_of(self, trial: Trial) -> Path:
         """The folder of a trial's run."""
         return trial.config.folder / f"{self.config(trial).name}-{trial.hash[:8]}"
+
+    def has_ended(self, trial: Trial) -> bool:
+        """Whether the trial's run is finished, here or at the mirror."""
+        run = self.run_of(trial)
+        self._away.bring_known(run)
+        return (run / "DONE").exists()
+
+    @property
+    def not_mirrored(self) -> dict[str, str]:
+        """Runs that the mirror lacks, or lacks a part of, and why."""
+        return self._away.faults
 
     def note(self, trial: Trial, state: Mapping[str, Any]) -> None:
         """A running trial has come further."""
@@ -147,6 +159,8 @@ class SweepRunner:
         is_whole = state is not None and bool(state.get("ended")) and not state.get("stopped")
         status: Status = "failed" if fault else "finished" if is_whole else "stopped"
         twins = self._twins.pop(trial.hash, [])
+        unsent = str((state or {}).get("not_mirrored", ""))
+        self._away.take_in(self.run_of(trial), unsent, is_whole=is_whole)
         self._settle(trial, status, fault)
         for twin in twins:
             self._configs[twin.key] = self.config(trial)
@@ -154,6 +168,8 @@ class SweepRunner:
 
     def _settle(self, trial: Trial, status: Status, fault: str = "") -> None:
         run = self.run_of(trial)
+        if status == "reused":
+            self._away.send(run)
         self.ended[trial.key] = Ended(trial, run, status, fault)
         records = RunStore(run).records()
         if fault:
@@ -169,7 +185,7 @@ class SweepRunner:
 
     def _is_done(self, trial: Trial) -> bool:
         """Whether its run is finished; a scheduler has to be told of its rounds all the same."""
-        return not self.is_scheduled(trial) and (self.run_of(trial) / "DONE").exists()
+        return not self.is_scheduled(trial) and self.has_ended(trial)
 
 
 def run_sweep(sweep: SweepConfig, *, audience: Audience | None = None) -> SweepResult:
@@ -182,7 +198,8 @@ def run_sweep(sweep: SweepConfig, *, audience: Audience | None = None) -> SweepR
     trials = design.check()
     store = SweepStore(sweep_folder(design, trials))
     _refuse_mixed(sweep, trials)
-    with store.lock():
+    check_places(trial.config for trial in trials)
+    with sweep_at_work(store, trials[0].config.mirror):
         return _run(design, trials, store, audience)
 
 
@@ -205,7 +222,10 @@ def _run(
             else:
                 run_on_tune(runner, shapes)
         result = SweepResult.collect(design, runner.agenda, list(runner.ended.values()), store)
+        result = replace(result, not_mirrored=runner.not_mirrored)
         result.write()
+        if fault := end(store.mirror):
+            result = replace(result, not_mirrored={**result.not_mirrored, store.folder.name: fault})
         status = "FAILED" if result.failed or result.lost else "FINISHED"
     finally:
         if runner.tracker is not None:
@@ -219,7 +239,7 @@ def _look_over(runner: SweepRunner, trials: list[Trial]) -> Shapes | None:
     trials: one for each that is left to run, and more; only tuning knows the others.
     """
     first, audience = trials[0].config, runner.audience
-    todo = [t for t in trials if not (runner.run_of(t) / "DONE").exists()]
+    todo = [t for t in trials if not runner.has_ended(t)]
     is_tuned = any(axis.is_tuned for axis in runner.agenda.design.sweep.axes.values())
     survey, shapes = Survey(), None
     with ThreadPoolExecutor(1) as pool:  # MLflow's import and Ray's start take seconds each
@@ -251,27 +271,6 @@ def run_inline(runner: SweepRunner) -> None:
         runner.note(trial, state)
         runner.end(trial, state)
     host.close()
-
-
-class Shapes:
-    """The placement group that each trial gets, on the connected cluster.
-
-    Trials come first: a trial has more than one client actor only where the cluster has slices to
-    spare for all trials that can run at once, or where the config asks for it.
-    """
-
-    def __init__(self, num_trials: int) -> None:
-        self._nodes, self._num_trials = cluster_nodes(), max(1, num_trials)
-
-    def __call__(self, trial: Trial) -> Shape:
-        """ResourceError where the cluster cannot hold it."""
-        resources = trial.config.resources
-        bundle = slice_bundle(**vars(resources.slice))
-        available = count_slices(self._nodes, bundle)
-        share = max(1, available // min(self._num_trials, max(1, available)))
-        num = wanted_slots(trial.config, share)
-        check_placement(num, self._nodes, bundle)
-        return Shape(num, tuple(sorted(bundle.items())))
 
 
 def _refuse_mixed(sweep: SweepConfig, trials: list[Trial]) -> None:

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,6 +26,9 @@ from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.design import Design, Trial
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.yaml_text import Dumper, read_yaml
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.away import RunsAway
 
 SWEEPS = "sweeps"
 SWEEP_FILE, STOPS_FILE, CHOICES_FILE = "sweep.yaml", "stopped.json", "choices.json"
@@ -89,23 +92,22 @@ def find_sweep(name: str, folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_sweep(folder: Path) -> SweepConfig:
+def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """The sweep that a folder is about."""
     raw: Any = read_yaml(folder / SWEEP_FILE)
-    return load_sweep(raw)
+    return load_sweep(raw, overrides)
 
 
 class Runs:
-    """Runs that a folder holds already, by what they compute, whatever their name."""
+    """Runs that a folder, or its mirror, holds already: by what they compute, whatever the name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, away: RunsAway | None = None) -> None:
+        self.folder, self.away = folder, away
         self._by_hash: dict[str, list[str]] = {}
         self._names: dict[str, str] = {}
-        for path in folder.glob("*/config.yaml"):
-            self._by_hash.setdefault(path.parent.name.rpartition("-")[2], []).append(
-                path.parent.name
-            )
+        here = {path.parent.name for path in folder.glob("*/config.yaml")}
+        for run in here | (away.names if away is not None else set()):
+            self._by_hash.setdefault(run.rpartition("-")[2], []).append(run)
 
     def name_for(self, trial: Trial) -> str:
         """The name under which a trial's run stands, or will stand; one for all its equals."""
@@ -118,4 +120,6 @@ class Runs:
 
     def _hash(self, run: str) -> str | None:
         path = self.folder / run / "config.yaml"
+        if self.away is not None:
+            self.away.bring_known(path.parent)
         return config_hash(load_config(path)) if path.exists() else None

@@ -13,10 +13,16 @@ from fl_core.errors import ConfigError, DataError, FedarenaError
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Progress
 from orchestrator.executors import Executor, InlineExecutor, RayExecutor
-from orchestrator.experiment import Experiment, compute_features, prepare_experiment
+from orchestrator.experiment import (
+    Experiment,
+    compute_features,
+    input_kinds,
+    prepare_experiment,
+)
 from orchestrator.loading import to_dict
 from orchestrator.plan import outline
 from scenarios.features import FeatureKey, FeatureStore
+from scenarios.shared_store import shared_at
 
 
 class Survey:
@@ -31,10 +37,11 @@ class Survey:
             [
                 to_dict(config.backbone),
                 to_dict(config.scenario),
-                sorted(config.learner.inputs),
+                input_kinds(config),
                 config.evaluation.references,
                 bool(config.resources.slice.gpus),
                 str(config.store),
+                config.shared_store,
             ]
         )
         if key not in self._prepared:
@@ -67,8 +74,8 @@ class Survey:
         found: dict[tuple[str, ...], Experiment] = {}
         for experiment in self._prepared.values():
             if isinstance(experiment, Experiment):
-                store = FeatureStore(experiment.config.store)
-                lacks = [k.digest for k in experiment.all_features if store.open(k) is None]
+                store = _store_of(experiment)
+                lacks = [k.digest for k in experiment.all_features if not store.holds(k)]
                 if lacks:
                     found.setdefault(tuple(sorted(lacks)), experiment)
         return list(found.values())
@@ -76,11 +83,15 @@ class Survey:
     def features(self) -> dict[FeatureKey, bool]:
         """Every kind of features that the experiments read, and whether the store holds it."""
         return {
-            key: FeatureStore(experiment.config.store).open(key) is not None
+            key: _store_of(experiment).holds(key)
             for experiment in self._prepared.values()
             if isinstance(experiment, Experiment)
             for key in experiment.all_features
         }
+
+
+def _store_of(experiment: Experiment) -> FeatureStore:
+    return FeatureStore(experiment.config.store, shared_at(experiment.config.shared_store))
 
 
 def fill_store(experiments: Sequence[Experiment], listen: Callable[[Progress], None]) -> None:

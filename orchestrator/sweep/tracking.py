@@ -29,6 +29,7 @@ from orchestrator.sweep.config import label
 from orchestrator.sweep.design import Design, Trial
 from orchestrator.sweep.state import find_sweep, read_sweep
 from orchestrator.tracking import HASH_TAG, RunInfo, Status, Tracker
+from scenarios.scored import own_metric
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ def charts_page(sweep: str, folder: Path) -> tuple[str, str]:
     _, experiment = connect(uri, config.tracking.experiment)
     wanted = {
         "searchFilter": f"tags.`{SWEEP_TAG}` = '{found.name}' and tags.`{STAGE_TAG}` = 'test'",
-        "orderByKey": "metrics.`eval/personal/accuracy`",
+        "orderByKey": f"metrics.`{own_metric(config.headline)}`",
         "orderByAsc": "false",
         "compareRunsMode": "CHART",
     }

@@ -21,6 +21,7 @@ from orchestrator.events import Committed, Event, Finished, Started
 from orchestrator.executors import SliceLostError
 from orchestrator.experiment import run_folder
 from orchestrator.host import CoordinatorHost
+from orchestrator.mirror import bring
 
 if TYPE_CHECKING:
     from ray.tune import Trainable
@@ -62,8 +63,9 @@ class TrialHost:
     def advance(self) -> dict[str, Any]:
         """Go on for about a second, or for one round; where the trial stands then.
 
-        round, rounds; bytes: sent so far, both ways; validation: accuracy, of the round just
-        committed only; facts: see ``Started``; ended; fault: why it failed, if it did.
+        round, rounds; bytes: sent so far, both ways; validation: the score of the round just
+        committed only; facts: see ``Started``; ended; fault: why it failed, if it did;
+        not_mirrored: see ``Finished``.
         """
         until = time.monotonic() + REPORT_S
         self._state.pop("validation", None)
@@ -93,6 +95,7 @@ class TrialHost:
         """What the trial does; a scheduler is told what it did before, too."""
         store = RunStore(run_folder(order.config))
         if order.every_round:
+            bring(store.folder, order.config.mirror)
             for record in store.records():
                 yield Committed(store.folder.name, record)
                 if order.stop_after is not None and record.round + 1 >= order.stop_after:
@@ -113,7 +116,8 @@ class TrialHost:
             case Committed(record=record):
                 self._count(record)
                 return True
-            case Finished():
+            case Finished(not_mirrored=fault):
+                self._state["not_mirrored"] = fault
                 return False
         return False
 

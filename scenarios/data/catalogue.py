@@ -17,8 +17,9 @@ from scenarios.data.columns import Format, Shard
 from scenarios.data.dataset import Bytes, Dataset, Ints, as_items, hash_array
 from scenarios.data.draft import Draft, finish
 from scenarios.data.folder import check_levels, draft_folder
+from scenarios.data.forms import Form, Instructions
 from scenarios.data.hashing import hash_items
-from scenarios.data.hub import FORMATS, hub_shards, is_saved, saved_shards
+from scenarios.data.hub import FORMATS, hub_shards, is_saved, saved_shards, shards_below
 from scenarios.data.published import LAYOUTS, draft_layout
 from scenarios.data.spec import (
     COMMON,
@@ -32,13 +33,14 @@ from scenarios.data.spec import (
     Spec,
     parse_spec,
 )
-from scenarios.data.table import NAMED_ROLES, ROLES, Columns, draft_table, shards_below
+from scenarios.data.table import NAMED_ROLES, ROLES, Columns, draft_table
 from scenarios.data.text_published import TEXT_GROUPS, TEXT_TASKS
 from scenarios.data.text_tasks import (
     ON_THE_HUB,
     Origin,
     Sample,
     TextGroup,
+    TextTask,
     draft_text_tasks,
     find_shards,
 )
@@ -163,7 +165,9 @@ def _open_texts(spec: Spec) -> Draft:
     origins, faults = [], []
     for name in names:
         task = TEXT_TASKS[name]
-        task = replace(task, revision=spec.options.get("revision", task.revision))
+        task = replace(
+            task, revision=spec.options.get("revision", task.revision), form=_form(spec, task)
+        )
         try:
             found = find_shards(task, spec.place, is_one_of_several=group is not None)
             origins.append(Origin(task, found))
@@ -172,6 +176,19 @@ def _open_texts(spec: Spec) -> Draft:
     if faults:
         raise DataError("\n  ".join(faults))
     return draft_text_tasks(spec.kind, origins, sample)
+
+
+def _form(spec: Spec, task: TextTask) -> Form:
+    """The task's form, without the responses that are too long."""
+    most = spec.number("response_words", 1)
+    if most is None:
+        return task.form
+    if not isinstance(task.form, Instructions):
+        raise DataError(
+            f"dataset={spec.text!r}: {task.name} has no responses for response_words to count. "
+            "Leave it out."
+        )
+    return replace(task.form, response_words=most)
 
 
 def _members(spec: Spec, group: TextGroup) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ Bools = npt.NDArray[np.bool_]
 TRAIN, TEST, VALIDATION, UNSPECIFIED = 0, 1, 2, -1
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 NO_DOMAINS = ("all",)
+_NUM_LISTED = 10
 
 
 Modality = Literal["image", "text"]
@@ -59,7 +60,8 @@ class Dataset:
     The first of ``templates`` is the default. Rows with one concept show one thing, and stay in one
     split. Where the domains are tasks, ``families`` names the family of each of them, and
     ``candidates`` bool [D, C] the classes that its rows are chosen from; otherwise every row is
-    chosen from all classes. ``responses``: one text per row for open-ended tasks, as written.
+    chosen from all classes. ``responses``: for open-ended tasks the texts that may answer each row,
+    as written; a model is trained on the first.
     """
 
     name: str
@@ -79,7 +81,7 @@ class Dataset:
     class_order: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
     candidates: Bools | None = None
-    responses: tuple[str, ...] = ()
+    responses: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.labels) == 0:
@@ -118,6 +120,12 @@ class Dataset:
     def content_fingerprint(self) -> str:
         """Hash over the items alone, in order: all that stored features depend on."""
         return hashlib.sha256(np.ascontiguousarray(self.content_hashes).tobytes()).hexdigest()
+
+    @cached_property
+    def response_fingerprint(self) -> str:
+        """Hash over what a model is trained to write, in order: all that its tokens depend on."""
+        first = [own[0] for own in self.responses]
+        return hashlib.sha256(json.dumps(first).encode()).hexdigest()
 
     def image(self, row: int) -> Image:
         """The image of one row as RGB. DataError where it is unreadable or not what was loaded."""
@@ -183,11 +191,19 @@ def _faults(dataset: Dataset) -> Iterator[str]:
         yield from _outside("client_ids", dataset.client_ids, len(dataset.clients), lowest=-1)
     if dataset.responses and len(dataset.responses) != num_rows:
         yield f"responses must have {num_rows} rows."
+    blank = [row for row, own in enumerate(dataset.responses) if not _all_say_something(own)]
+    if blank:
+        listed = blank[:_NUM_LISTED]
+        yield f"responses are empty in {len(blank)} rows: {listed}. Leave these rows out."
     yield from _wrong_tasks(dataset)
     if dataset.class_order and sorted(dataset.class_order) != list(dataset.classes):
         yield "class_order must name each class once."
     if not np.isin(dataset.split, (TRAIN, TEST, VALIDATION, UNSPECIFIED)).all():
         yield "split holds a code that means nothing."
+
+
+def _all_say_something(responses: tuple[str, ...]) -> bool:
+    return bool(responses) and all(map(str.strip, responses))
 
 
 def _wrong_tasks(dataset: Dataset) -> Iterator[str]:

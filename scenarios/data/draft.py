@@ -78,7 +78,7 @@ class Draft:
     class_order: tuple[str, ...] = ()
     drop_repeats: bool = False
     families: Mapping[str, str] = field(default_factory=dict)
-    responses: Sequence[str] = ()
+    responses: Sequence[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True)

@@ -135,15 +135,19 @@ class Cloze:
 class Instructions:
     """An instruction, with a context where there is one, and a written response.
 
-    The class is the kind of instruction, which the text does not name.
+    The class is the kind of instruction, which the text does not name. response_words: of the
+    longest response that is used; None takes all.
     """
 
     columns: tuple[str, ...] = ("instruction", "context", "response", "category")
+    response_words: int | None = None
 
     def example(self, row: Row) -> Example | None:
-        """None where something is missing but the context."""
+        """None where something is missing but the context, or the response is too long."""
         instruction, context, response, category = (row[name] or "" for name in self.columns)
         if not (instruction.strip() and response.strip() and category):
+            return None
+        if self.response_words is not None and len(response.split()) > self.response_words:
             return None
         text = "\n\n".join(part.strip() for part in (instruction, context) if part.strip())
         return Example(text, words(category), _key([instruction, context]), None, response.strip())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fl_core.errors import DataError, did_you_mean
 from scenarios.data.columns import Format, Shard
-from scenarios.data.draft import SPLIT_CODES
+from scenarios.data.draft import NUM_LISTED, SPLIT_CODES
 
 FORMATS: Mapping[str, Format] = {
     ".arrow": "arrow",
@@ -93,6 +93,25 @@ def split_shards(root: Path, config: str | None, wanted: Mapping[str, str]) -> l
 def _is_of_split(path: Path, root: Path, name: str) -> bool:
     stem = path.name.removesuffix(path.suffix)
     return stem == name or stem.startswith(f"{name}-") or name in path.relative_to(root).parts[:-1]
+
+
+def shards_below(root: Path) -> list[Shard]:
+    """The Parquet files of a folder, as the hub lays them out: ``train-00000-of-00002.parquet``.
+
+    A name that starts with no known split leaves the split to the column of that name.
+    """
+    files = sorted(root.rglob("*.parquet"))
+    splits = [path.name.removesuffix(".parquet").split("-")[0].split(".")[0] for path in files]
+    known = [split if split in SPLIT_CODES else None for split in splits]
+    if any(known) and not all(known):
+        astray = [path.name for path, split in zip(files, known, strict=True) if not split]
+        raise DataError(
+            f"{root}: the names of some Parquet files start with a split, but not those of "
+            f"{', '.join(astray[:NUM_LISTED])}. Name a file, or move the others elsewhere."
+        )
+    return [
+        Shard(path.resolve(), "parquet", split) for path, split in zip(files, known, strict=True)
+    ]
 
 
 def choose_splits(

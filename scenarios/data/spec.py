@@ -21,7 +21,7 @@ SPLITS = frozenset({"train", "validation", "test"})
 SAVED = TABLE | SPLITS
 HUB = SAVED | {"config", "revision"}
 SAMPLE = frozenset({"num_train", "num_test", "seed"})
-TEXT_TASK = frozenset({"name", "template", "revision"}) | SAMPLE
+TEXT_TASK = frozenset({"name", "template", "revision", "response_words"}) | SAMPLE
 TEXT_GROUP = frozenset({"name", "template", "tasks"}) | SAMPLE
 KINDS: Mapping[str, frozenset[str]] = {
     "folder": frozenset(FOLDER),

@@ -5,7 +5,8 @@ names in the metadata); optional ``domain``, ``client``, ``concept``, ``split``,
 the content hash; computed where it is missing) and ``name_aligned``. Optional metadata: key
 ``fedarena``, JSON with name, templates and classes; key ``huggingface``, the features that
 `datasets` writes. Where a column is named as ``family``, the domains are tasks of these families;
-one named as ``response`` holds what an open-ended task is answered with.
+one named as ``response`` holds what an open-ended task is answered with, a text or a list of texts
+of which each will do. Then the label may be missing: all rows are of one class.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fl_core.errors import DataError, did_you_mean
-from scenarios.data.columns import ColumnItems, Shard, open_schema, read_columns
+from scenarios.data.columns import ColumnItems, Shard, num_rows, open_schema, read_columns
 from scenarios.data.dataset import DEFAULT_TEMPLATES, Bytes, Modality, hash_array
 from scenarios.data.draft import NUM_LISTED, SPLIT_CODES, Draft
 
@@ -35,6 +35,8 @@ NAMED_ROLES: tuple[Role, ...] = ("family", "response")
 _RECORDED = ("sha256", "name_aligned")
 _TEMPLATES: Mapping[Modality, tuple[str, ...]] = {"image": DEFAULT_TEMPLATES, "text": ("{}",)}
 _MAY_BE_NULL = ("split", "client")
+OPEN_ENDED = "open-ended"
+"""The class of all rows where only responses are given."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def draft_table(name: str, shards: Sequence[Shard], columns: Columns | None = No
         ),
         modality=modality,
         families=dict(zip(table.strings("domain"), table.named("family"), strict=False)),
-        responses=table.named("response"),
+        responses=table.responses,
     )
 
 
@@ -134,22 +136,37 @@ class _Table:
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """What the numbers 0, 1, ... in the label column are called, where that is said."""
-        named = self._features.get(self.roles["label"], {}).get("names", ())
+        named = self._features.get(self.roles.get("label", ""), {}).get("names", ())
         return self.columns.class_names or tuple(named)
 
     @cached_property
     def labels(self) -> list[str]:
+        if "label" not in self.roles:
+            return [OPEN_ENDED] * sum(self.counts)
         values = self.rows[self.roles["label"]].to_pylist()
         if self.class_names and self._is_number("label"):
             return [self.class_names[value] for value in values]
         return [str(value) for value in values]
 
     @cached_property
+    def responses(self) -> list[tuple[str, ...]]:
+        """What may answer each row; [] where no column is named for it."""
+        if "response" not in self.roles:
+            return []
+        values = self.rows[self.roles["response"]].to_pylist()
+        several = (value if isinstance(value, list) else [value] for value in values)
+        return [tuple("" if text is None else str(text) for text in own) for own in several]
+
+    @property
+    def counts(self) -> list[int]:
+        """The rows of each file."""
+        return [num_rows(shard) for shard in self.shards]
+
+    @cached_property
     def splits(self) -> list[str]:
         """The split of each row: its file's, or what the column says, or nothing."""
-        counts = [len(read_columns(shard, [self.roles["label"]])) for shard in self.shards]
         if any(shard.split is not None for shard in self.shards):
-            pairs = zip(self.shards, counts, strict=True)
+            pairs = zip(self.shards, self.counts, strict=True)
             return [shard.split or "" for shard, count in pairs for _ in range(count)]
         return [value or "" for value in self.strings("split")]
 
@@ -200,7 +217,7 @@ class _Table:
                 f"image ({self.roles['image']}) and text ({self.roles['text']}) are both there: "
                 f"choose one, ?image={self.roles['image']} or ?text={self.roles['text']}."
             )
-        if "label" not in self.roles:
+        if "label" not in self.roles and "response" not in self.roles:
             yield f"no column label {found}: name it, such as ?label=kind."
 
     def _wrong_values(self) -> Iterator[str]:
@@ -211,7 +228,7 @@ class _Table:
             if nulls:
                 yield f"column {name} is null in rows {nulls[:NUM_LISTED]}."
                 return
-        if self._is_number("label"):
+        if "label" in self.roles and self._is_number("label"):
             yield from self._wrong_numbers()
         yield from self._wrong_families()
         unknown = sorted(set(self.splits) - set(SPLIT_CODES))
@@ -278,22 +295,3 @@ class _Table:
                 f"{self.where} is not a readable {kind} file: {error}. Build or download it "
                 "again; for a packaged data set reinstall fedarena."
             ) from error
-
-
-def shards_below(root: Path) -> list[Shard]:
-    """The Parquet files of a folder, as the hub lays them out: ``train-00000-of-00002.parquet``.
-
-    A name that starts with no known split leaves the split to the column of that name.
-    """
-    files = sorted(root.rglob("*.parquet"))
-    splits = [path.name.removesuffix(".parquet").split("-")[0].split(".")[0] for path in files]
-    known = [split if split in SPLIT_CODES else None for split in splits]
-    if any(known) and not all(known):
-        astray = [path.name for path, split in zip(files, known, strict=True) if not split]
-        raise DataError(
-            f"{root}: the names of some Parquet files start with a split, but not those of "
-            f"{', '.join(astray[:NUM_LISTED])}. Name a file, or move the others elsewhere."
-        )
-    return [
-        Shard(path.resolve(), "parquet", split) for path, split in zip(files, known, strict=True)
-    ]

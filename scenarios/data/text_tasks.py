@@ -249,7 +249,7 @@ def _drafted(name: str, origins: Sequence[Origin], taken: Sequence[Taken]) -> Dr
         concepts=[example.key for example in examples],
         split=[part.code for part in taken for _ in part.places],
         modality="text",
-        responses=[e.response for e in examples] if any(e.response for e in examples) else (),
+        responses=[(e.response,) for e in examples if e.response],
     )
 
 

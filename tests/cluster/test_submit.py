@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -194,6 +195,29 @@ def test_relative_state_is_put_under_the_given_folder_and_absolute_state_stays(f
     assert config.tracking.uri == "sqlite:////shared/fedarena/mlflow.db"
 
 
+def test_a_state_at_a_url_has_a_copy_on_every_node_and_needs_a_tracking_server(folder):
+    server = "tracking.uri=http://mlflow:5000"
+    request = prepared(server, folder=folder, state="s3://bucket/lab/").request
+    words = [w for w in shlex.split(request.entrypoint) if "=" in w]
+    config = resolve(load_config(folder / "job.yaml", words))
+    assert config.mirror == "s3://bucket/lab/runs"
+    assert config.shared_store == "s3://bucket/lab/store"
+    assert config.folder == Path("~/.cache/fedarena/runs").expanduser()
+    assert config.store == Path("~/.cache/fedarena/store").expanduser()
+    with pytest.raises(ConfigError, match="no database can lie at s3://bucket/lab"):
+        prepared(folder=folder, state="s3://bucket/lab")
+    with pytest.raises(ConfigError, match=r"--state = .* holds credentials"):
+        prepared(server, folder=folder, state="s3://key:secret@bucket/lab")
+    with pytest.raises(ConfigError, match=r"--state = 'lab' is relative"):
+        prepared(server, folder=folder, state="lab")
+
+
+def test_a_folder_that_may_be_lost_may_be_relative(folder):
+    urls = ("mirror=s3://bucket/runs", "shared_store=s3://bucket/store", "tracking.enabled=false")
+    entrypoint = prepared(*urls, folder=folder, state=None).request.entrypoint
+    assert "folder=" not in entrypoint
+
+
 def test_everything_that_would_be_lost_or_missing_is_told_at_once(folder, tmp_path):
     with pytest.raises(ConfigError) as error:
         prepared("scenario.dataset=pictures/mine", folder=folder, state=None)
@@ -224,8 +248,6 @@ def test_a_file_outside_of_the_working_folder_is_refused(folder, tmp_path_factor
 
 
 def test_the_plain_line_holds_the_same_job(folder):
-    import shlex
-
     request = prepared("resources.threads=3", folder=folder).request
     words = shlex.split(request.plain_command("http://head:8265"))
     assert words[:4] == ["RAY_AUTH_MODE=token", "ray", "job", "submit"]

@@ -122,7 +122,7 @@ def test_adapters_start_as_in_peft(backbones):
             assert specs[name].scale == 2.0
         elif specs[name].role == "lora_B":
             assert not tensor.any()
-    assert {s.role for s in specs.values()} == {"lora_A", "lora_B", ""}
+    assert {s.role for s in specs.values()} == {"lora_A", "lora_B", "classifier"}
 
 
 @pairs

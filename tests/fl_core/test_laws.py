@@ -22,6 +22,7 @@ from fl_core.federation import (
     FedDPAF,
     FedDPAT,
     FedGMA,
+    FedIIR,
     FedOpt,
     FedProx,
     Finetune,
@@ -49,11 +50,15 @@ NEUTRAL = [
     Finetune(rounds=2),
     PerAda(rounds=2, weights="num_examples"),
     FedGMA(rounds=2, threshold=0.0),
+    FedIIR(rounds=2, strength=0.0),
     FedDPAF(rounds=2),
     FedDPAT(rounds=2),
     RoundAverage(rounds=2),
 ]
 """Rules at the setting that makes their shared model FedAvg's."""
+
+TWICE = ("scaffold", "fediir")
+"""Rules that send a second tensor with each shared one."""
 
 WITH_EVERY_RULE = (CoOp, FedPGP, TwoLayers)
 """Learners that meet every rule: one with shared tensors only, one in two parts, a toy of low-rank
@@ -157,7 +162,7 @@ def test_what_is_sent_has_the_names_and_shapes_of_shared_tensors_only(learner, r
     for (round, _), message in bench.sent.items():
         scopes = rule.scopes(learner.tensors(problem.initial), round)
         shared = {n: list(problem.initial[n].shape) for n, s in scopes.items() if s == "shared"}
-        doubled = {f"scaffold.{n}": s for n, s in shared.items()} if rule.name == "scaffold" else {}
+        doubled = {f"{rule.name}.{n}": s for n, s in shared.items()} if rule.name in TWICE else {}
         header = message[8 : 8 + int.from_bytes(message[:8], "little")] or b"{}"
         found = {name: facts["shape"] for name, facts in json.loads(header).items()}
         assert found == shared | doubled
@@ -181,7 +186,7 @@ def test_the_numbers_of_a_personal_tensor_are_in_no_message(learner, first_run):
 @pairs
 def test_the_bytes_of_an_update_are_its_shared_tensors_and_a_header(learner, rule, first_run):
     problem, _, bench = first_run(learner, rule)
-    times = 2 if rule.name == "scaffold" else 1
+    times = 2 if rule.name in TWICE else 1
     for (round, _), message in bench.sent.items():
         scopes = rule.scopes(learner.tensors(problem.initial), round)
         floats = sum(problem.initial[n].numel() for n, s in scopes.items() if s == "shared")

@@ -367,7 +367,7 @@ def test_feddpa_t_trains_phi_through_the_mixture_with_a_fixed_theta(share):
 
 @pytest.mark.parametrize("kind", [FedDPAF, FedDPAT])
 def test_a_feddpa_client_predicts_with_the_mixed_outputs(kind):
-    rule = kind(rounds=2, mix=0.3)
+    rule = kind(rounds=2, mix=0.3, weighting="constant")
     servers, _, bench = train(rule)
     problem = bench.problem
     specs = problem.learner.tensors(problem.initial)
@@ -404,7 +404,8 @@ def test_at_the_ends_of_the_mixture_feddpa_is_its_parents():
             torch.testing.assert_close(bench.states[client][name], tensor, rtol=1e-9, atol=1e-12)
     learner, problem = bench.problem.learner, bench.problem
     specs = learner.tensors(problem.initial)
-    for rule in (FedDPAT(mix=0.0), FedDPAF(mix=0.0)):
+    for kind in (FedDPAT, FedDPAF):
+        rule = kind(mix=0.0, weighting="constant")
         mine = rule.personal_model(fedavg[-1].tensors, bench.states[0], specs)
         ours = learner.logits(mine, problem.frozen, problem.inputs)
         theirs = learner.logits(fedavg[-1].tensors, problem.frozen, problem.inputs)

@@ -36,8 +36,8 @@ RULES = [
     FLoRA(rounds=3, downlink="dense"),
     FlexLoRA(rounds=3, ranks=(1, 2)),
     HetLoRA(rounds=3, ranks=(2, 1)),
-    FedDPAF(rounds=3),
-    FedDPAT(rounds=3),
+    FedDPAF(rounds=3, weighting="constant"),  # the weight per input has tests of its own
+    FedDPAT(rounds=3, weighting="constant"),
 ]
 
 

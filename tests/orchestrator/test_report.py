@@ -409,7 +409,7 @@ def test_runs_lists_state_rounds_and_bytes(folder):
         records = Result.load(folder / run.run).records
         sent = sum(r.metrics["comm/up_bytes"] + r.metrics["comm/down_bytes"] for r in records)
         assert run.megabytes == pytest.approx(sent / 1e6)
-        assert run.accuracy == records[-1].metrics[OWN]
+        assert run.score == records[-1].metrics[OWN]
     done = CliRunner().invoke(main, ["runs", "--folder", str(folder)])
     assert done.exit_code == 0, done.output
 

@@ -223,3 +223,33 @@ def test_clients_train_among_the_classes_of_their_tasks(make_text_config, tmp_pa
     late = torch.tensor([labels[row] >= 2 for row in rows.tolist()])
     own = torch.arange(len(CLASSES)) >= 2
     assert torch.equal(batch.candidates, late[:, None] == own)
+
+
+@pytest.mark.parametrize("rule", ["feddpa_f", "feddpa_t"])
+def test_clients_weigh_their_own_adapter_by_how_near_a_text_is(make_text_config, rule):
+    """Weight 0 is the shared model on every client; larger ones, and a constant, are not."""
+    found = {}
+    for name, terms in {
+        "none": ("federation.max_weight=0.0",),
+        "near": ("federation.max_weight=1.0",),
+        "constant": ("federation.weighting=constant",),
+    }.items():
+        terms = (f"federation={rule}", "training.optimizer.lr=0.5", *terms)
+        found[name] = finished(make_text_config(LLAMA, *terms, f"name={name}")).last.metrics
+    none = found["none"]
+    assert none["eval/personal/accuracy"] == none["eval/personal/shared_accuracy"]
+    scores = {name: metrics["eval/personal/nll"] for name, metrics in found.items()}
+    assert len(set(scores.values())) == 3
+    for name, metrics in found.items():
+        assert metrics["eval/global/nll"] == none["eval/global/nll"], name
+        assert metrics["comm/up_bytes"] == none["comm/up_bytes"], name
+
+
+@pytest.mark.parametrize(("model", "head"), [(BERT, "classifier"), (LLAMA, "label_words")])
+def test_a_server_distils_adapters_on_public_texts(make_text_config, model, head):
+    terms = ("federation=perada", "scenario.public_fraction=0.2", f"learner.head={head}")
+    taught = "federation.distillation={steps: 3, optimizer: {name: sgd, lr: 0.5}}"
+    plain = finished(make_text_config(model, *terms, "name=plain"))
+    result = finished(make_text_config(model, *terms, taught, "name=taught"))
+    assert all(r.metrics["train/distillation_loss"] > 0 for r in result.records[1:])
+    assert any(not torch.equal(result.parameters[n], t) for n, t in plain.parameters.items())

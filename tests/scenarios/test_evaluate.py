@@ -20,6 +20,7 @@ from scenarios.evaluate import (
 )
 from scenarios.majority import measure_majority
 from scenarios.population import Population
+from scenarios.scored import Written, nothing_scored
 from scenarios.targets import HOME, Target
 
 NUM_ROWS, NUM_CLIENTS, NUM_CLASSES = 400, 23, 4
@@ -243,11 +244,11 @@ def test_validation_is_of_own_models_where_there_are_some_and_never_of_the_unsee
             said = probabilities(100 + client)[rows].argmax(axis=1)
             own += (said == population.labels[rows]).tolist()
     score = measure(population, [home], None).validation
-    assert score.accuracy == pytest.approx(np.mean(own))
+    assert score.value == pytest.approx(np.mean(own))
     rows = population.global_validation
     said = probabilities(1)[rows].argmax(axis=1)
     score = measure(population, [replace(home, own=None)], None).validation
-    assert score.accuracy == pytest.approx((said == population.labels[rows]).mean())
+    assert score.value == pytest.approx((said == population.labels[rows]).mean())
 
 
 def test_validation_rows_leak_into_no_test_number_nor_tests_into_validation(population, home):
@@ -421,3 +422,61 @@ def test_the_majority_class_is_of_what_is_trained_on_and_scored_on_those_who_tra
             "reference/majority/personal/accuracy": np.mean(own),
         }
     )
+
+
+# -- answers in words --------------------------------------------------------------------------
+
+
+def answers(seed, rows) -> Written:
+    """Made-up scores of the rows: exact match 0 or 1, ROUGE and nll as they come."""
+    draws = np.random.default_rng(seed).random((NUM_ROWS, 5)).astype("f4")[rows]
+    exact = (draws[:, 0] > 0.7).astype("f4")
+    return Written(rows, exact, *draws[:, 1:].T)
+
+
+def test_answers_are_judged_by_the_headline_that_was_asked_for(population):
+    target = home_of(population)
+    shared = answers(0, target.rows)
+    own = [None if c in UNSEEN else answers(c, target.client_rows(c)) for c in range(NUM_CLIENTS)]
+    measured = measure(population, [Exam(target, shared, own)], None, "rougeL")
+    whole = shared.of(population.global_test)
+    assert measured.flat["eval/global/exact_match"] == pytest.approx(whole.exact_match.mean())
+    assert measured.flat["eval/global/rouge2"] == pytest.approx(whole.rouge2.mean())
+    assert measured.flat["eval/global/rougeL"] == pytest.approx(whole.rouge_l.mean())
+    means = [
+        None if c in (*UNSEEN, BARE) else own[c].of(population.test[c]).rouge_l.mean()
+        for c in range(NUM_CLIENTS)
+    ]
+    assert measured.by_client == {"eval/personal/rougeL": pytest.approx(means)}
+    known = [value for value in means if value is not None]
+    assert measured.flat["eval/personal/rougeL"] == pytest.approx(np.mean(known))
+    assert measured.flat["eval/personal/worst_rougeL"] == pytest.approx(min(known))
+    seen = [own[c].of(population.validation[c]).rouge_l for c in range(NUM_CLIENTS) if own[c]]
+    assert measured.validation.value == pytest.approx(np.concatenate(seen).mean())
+    pooled = [own[c].of(population.test[c]).exact_match for c in range(NUM_CLIENTS) if own[c]]
+    expected = np.concatenate(pooled).mean()
+    assert measured.flat["eval/personal/exact_match"] == pytest.approx(expected)
+    assert measured.confusion is None
+    assert not [name for name in measured.flat if "accuracy" in name or name.endswith("/ece")]
+    domain = population.domain_ids[whole.rows] == 1
+    found = measured.flat["eval/domain/line/rougeL"]
+    assert found == pytest.approx(whole.rouge_l[domain].mean())
+
+
+def test_the_reference_of_answers_is_compared_on_their_headline(population):
+    target = home_of(population)
+    ours, theirs = answers(0, target.rows), answers(1, target.rows)
+    asked = "exact_match"
+    reference = measure_reference(population, "zero_shot", [Exam(target, theirs)], asked)
+    measured = measure(population, [Exam(target, ours)], None, asked)
+    assert f"reference/zero_shot/validation/{asked}" not in reference.flat
+    gains = compare_with_zero_shot(measured.flat, reference.flat, asked)
+    both = (s.of(population.global_test).exact_match.mean() for s in (ours, theirs))
+    assert gains["eval/global/over_zero_shot"] == pytest.approx(next(both) - next(both))
+
+
+def test_nothing_scored_is_of_the_kind_that_the_run_scores():
+    rows = np.empty(0, dtype=np.int64)
+    assert isinstance(nothing_scored(rows, "accuracy"), Scored)
+    assert isinstance(nothing_scored(rows, "rougeL"), Written)
+    assert nothing_scored(rows, "accuracy").predicted.dtype == np.int32

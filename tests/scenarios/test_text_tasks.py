@@ -250,23 +250,36 @@ def write_dolly(path, count=20):
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
 
 
+def test_long_responses_can_be_left_out_of_dolly_and_of_nothing_else(tmp_path):
+    write_dolly(tmp_path / "databricks-dolly-15k.jsonl")
+    text = (tmp_path / "databricks-dolly-15k.jsonl").read_text()
+    longer = text.replace("done 3", "it is done 3")
+    (tmp_path / "databricks-dolly-15k.jsonl").write_text(longer)
+    assert len(load_dataset(f"dolly:{tmp_path}?response_words=4")) == 20
+    short = load_dataset(f"dolly:{tmp_path}?response_words=3")
+    assert len(short) == 19
+    assert short.text(3) == "do 4"
+    with pytest.raises(DataError, match="snli has no responses"):
+        load_dataset(f"snli:{tmp_path}?response_words=3")
+
+
 def test_dolly_has_responses_and_kinds_of_instruction(tmp_path):
     write_dolly(tmp_path / "databricks-dolly-15k.jsonl")
     dataset = load_dataset(f"dolly:{tmp_path}")
     assert dataset.classes == ("brainstorming", "closed qa")
     assert (dataset.split == UNSPECIFIED).all()
     assert (dataset.text(0), dataset.text(1)) == ("do 0", "do 1\n\ngiven 1")
-    assert dataset.responses[:2] == ("done 0", "done 1")
+    assert dataset.responses[:2] == (("done 0",), ("done 1",))
     drawn = load_dataset(f"dolly:{tmp_path}?num_train=9&num_test=6")
     assert np.bincount(drawn.split).tolist() == [9, 6]
     assert len({drawn.text(row) for row in range(15)}) == 15
     for row in range(15):
-        assert drawn.responses[row].split()[1] == drawn.text(row).split()[1]
+        assert drawn.responses[row][0].split()[1] == drawn.text(row).split()[1]
     other = tmp_path / "other.jsonl"
     other.write_text((tmp_path / "databricks-dolly-15k.jsonl").read_text().replace("done", "said"))
     changed = load_dataset(f"{other}?text=instruction&label=category&response=response")
     plain = load_dataset(f"{other}?text=instruction&label=category")
-    assert changed.responses[0] == "said 0\n"
+    assert changed.responses[0] == ("said 0\n",)
     assert changed.fingerprint != plain.fingerprint
     assert changed.content_fingerprint == plain.content_fingerprint
 

@@ -12,7 +12,7 @@ quickstart: $(STAMP)
 	$(VENV)/bin/fedarena report quickstart
 
 test: $(STAMP) lint
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(STAMP)
 	$(VENV)/bin/python -m pytest -m chaos

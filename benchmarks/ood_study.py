@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,6 @@ NUM_ROWS = {TRAIN: 300, TEST: 100}
 HELD_OWN, HELD_SHARED = "eval/held_out/personal_accuracy", "eval/held_out/accuracy"
 HOME_OWN, HOME_SHARED = "eval/personal/accuracy", "eval/global/accuracy"
 STRENGTH, DISTANCE = "federation.strength", "train/feature_distance"
-HELD_OUT = {HELD_OWN: "personal", HELD_SHARED: "shared"}
-HOME = {HOME_OWN: "own task, personal", HOME_SHARED: "all tasks, shared"}
 SPLITS = {TRAIN: "train", TEST: "test"}
 
 
@@ -71,9 +69,10 @@ def write_data(path: Path) -> None:
 def report(folder: Path, picture: Path | None) -> str:
     """The tables; and the picture, where it is asked for."""
     methods, others = trials_of("ood", folder), trials_of("ood_strength", folder)
-    usual = methods[methods.method == "fedoa"].assign(**{STRENGTH: 0.5})
+    usual = methods[(methods.method == "fedoa") & methods.held_out.isin(others.held_out)]
+    usual = usual.assign(**{STRENGTH: 0.5})
     strengths = pd.concat([others, usual])
-    held = main_table(methods, folder, HELD_OUT), main_table(methods, folder, HOME)
+    held = [main_table(methods, folder, metric) for metric in (HELD_OWN, HELD_SHARED, HOME_OWN)]
     tables = [*held, strength_table(strengths), rate_table(trials_of("ood_rate", folder))]
     if picture:
         draw(strengths, folder, picture)
@@ -88,25 +87,23 @@ def trials_of(sweep: str, folder: Path) -> pd.DataFrame:
     return trials[(trials.stage == "test") & trials.status.isin(["finished", "reused"])]
 
 
-def main_table(trials: pd.DataFrame, folder: Path, columns: Mapping[str, str]) -> str:
-    """A row per method; the columns for each family that was left out."""
+def main_table(trials: pd.DataFrame, folder: Path, metric: str) -> str:
+    """A row per method that has such a model; a column per family that was left out, their mean."""
     held = list(dict.fromkeys(trials.held_out))
-    heads = [f"{name}: {title}" for name in held for title in columns.values()]
-    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    lines = [f"| | {' | '.join(held)} | mean |", "|---" * (2 + len(held)) + "|"]
+    rows: dict[str, list[Sequence[float] | pd.Series]] = {}
     for name in ("majority", "zero_shot"):
-        cells = []
-        for family in held:
-            told = references(trials[trials.held_out == family], folder, name)
-            cells += [percent(told.get(metric, [])) for metric in columns]
-        lines.append(f"| {name.replace('_', '-')} | {' | '.join(cells)} |")
+        told = (references(trials[trials.held_out == family], folder, name) for family in held)
+        rows[name.replace("_", "-")] = [own.get(metric, []) for own in told]
     for method in dict.fromkeys(trials.method):
         own = trials[trials.method == method]
-        cells = [
-            percent(own[own.held_out == family].get(metric, pd.Series(dtype=float)).dropna())
-            for family in held
-            for metric in columns
-        ]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        found = own.get(metric, pd.Series(dtype=float, index=own.index))
+        rows[method] = [found[own.held_out == family].dropna() for family in held]
+    for name, values in rows.items():
+        if all(len(value) for value in values):
+            mean = np.mean([np.mean(value) for value in values])
+            cells = [*(percent(value) for value in values), f"{100 * mean:.1f}"]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

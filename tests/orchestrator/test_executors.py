@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,14 +53,18 @@ def reference(make_config):
     return run
 
 
+SLACK_BYTES = 2**24
+"""Linux counts a process's pages thread by thread, in batches: even a peak may read less later."""
+
+
 def test_peak_memory_is_a_metric_and_no_part_of_equality(make_config):
     config = make_config()
     before = peak_bytes()
     result = run_experiments([config])[0]
     for process in ("actor", "coordinator"):
         peaks = [r.metrics.get(f"memory/{process}_peak_bytes", 0.0) for r in result.records]
-        assert peaks == sorted(peaks)
-        assert before <= peaks[-1] <= peak_bytes()
+        assert all(later >= earlier - SLACK_BYTES for earlier, later in pairwise(peaks))
+        assert before - SLACK_BYTES <= peaks[-1] <= peak_bytes() + SLACK_BYTES
         assert result.summary[f"memory/{process}_peak_bytes"] == peaks[-1]
 
 

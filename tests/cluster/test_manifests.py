@@ -2,9 +2,11 @@
 
 import json
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -26,37 +28,7 @@ def closed(required, **properties):
 
 TEXT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}
 PARAMS = {"type": "object", "additionalProperties": TEXT}  # numbers must be quoted here
-AMOUNTS = {
-    "type": "object",
-    "additionalProperties": {"type": "string", "pattern": r"^\d+(m|Mi|Gi)?$"},
-}
-CONTAINER = closed(
-    ["name", "image", "resources", "volumeMounts"],
-    name=TEXT,
-    image=TEXT,
-    resources=closed(["requests", "limits"], requests=AMOUNTS, limits=AMOUNTS),
-    volumeMounts={
-        "type": "array",
-        "items": closed(
-            ["name", "mountPath"], name=TEXT, mountPath=TEXT, readOnly={"type": "boolean"}
-        ),
-    },
-)
-VOLUME = closed(
-    ["name"],
-    name=TEXT,
-    persistentVolumeClaim=closed(["claimName"], claimName=TEXT),
-    configMap=closed(["name"], name=TEXT),
-    emptyDir=closed(["medium"], medium={"const": "Memory"}, sizeLimit=TEXT),
-)
-POD = closed(
-    ["spec"],
-    spec=closed(
-        ["containers", "volumes"],
-        containers={"type": "array", "items": CONTAINER, "minItems": 1},
-        volumes={"type": "array", "items": VOLUME},
-    ),
-)
+TEMPLATE = {"type": "object"}  # a pod, for which Kubernetes has a schema of its own
 WORKERS = closed(
     ["groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"],
     groupName=TEXT,
@@ -64,13 +36,13 @@ WORKERS = closed(
     minReplicas=NUMBER,
     maxReplicas=NUMBER,
     rayStartParams=PARAMS,
-    template=POD,
+    template=TEMPLATE,
 )
 RAY_CLUSTER = closed(
     ["rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"],
     rayVersion=TEXT,
     authOptions=closed(["mode"], mode={"const": "token"}),
-    headGroupSpec=closed(["rayStartParams", "template"], rayStartParams=PARAMS, template=POD),
+    headGroupSpec=closed(["rayStartParams", "template"], rayStartParams=PARAMS, template=TEMPLATE),
     workerGroupSpecs={"type": "array", "items": WORKERS, "minItems": 1},
 )
 RAY_JOB = closed(
@@ -84,6 +56,8 @@ RAY_JOB = closed(
 )
 """The fields of ray.io/v1 that are used, as KubeRay's API reference has them."""
 
+KUBERNETES = "1.33"
+
 
 @pytest.fixture(scope="module")
 def kube():
@@ -91,20 +65,39 @@ def kube():
     return {document["kind"]: document for document in documents}
 
 
-def pods(kube):
+def templates(kube):
     cluster = kube["RayJob"]["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    return [group["template"]["spec"] for group in groups]
+    return [group["template"] for group in groups]
+
+
+def pods(kube):
+    return [template["spec"] for template in templates(kube)]
 
 
 def test_the_kuberay_job_obeys_its_schema(kube):
     assert set(kube) == {"PersistentVolumeClaim", "ConfigMap", "RayJob"}
     assert kube["RayJob"]["apiVersion"] == "ray.io/v1"
     jsonschema.validate(kube["RayJob"]["spec"], RAY_JOB)
-    wrong = json.loads(json.dumps(kube["RayJob"]["spec"]))
+    wrong = deepcopy(kube["RayJob"]["spec"])
     wrong["rayClusterSpec"]["authOptions"]["mode"] = "disabled"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, RAY_JOB)
+
+
+def test_claim_config_and_pods_obey_the_schemas_of_kubernetes(kube):
+    head, *workers = templates(kube)
+    whole = [kube["PersistentVolumeClaim"], kube["ConfigMap"], as_pod(head), *map(as_pod, workers)]
+    for document in whole:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    wrong = deepcopy(head)
+    wrong["spec"]["containers"][0]["volumeMount"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(as_pod(wrong), KUBERNETES, strict=True)
+
+
+def as_pod(template):
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fedarena"}, **template}
 
 
 def test_every_pod_has_the_state_and_memory_for_the_object_store(kube):

@@ -30,7 +30,8 @@ class Announced:
 
 
 class Arrival(NamedTuple):
-    """num_bytes: of what came in. update: what it says, or the reason why it cannot be used."""
+    """num_bytes: of what came in. update: what it says, in memory that may be read-only; or the
+    reason why it cannot be used."""
 
     num_bytes: int
     update: Params | MessageError
@@ -64,7 +65,7 @@ def _update(round: int, result: ClientResult, announced: Announced, length: int)
             f"{sender}: the message is damaged: it has {len(result.message):,} bytes, and no "
             f"update of this round has more than {length:,}."
         )
-    update = wire.decode(announced.codec, result.message, announced.shapes, sender)
+    update = wire.decode(announced.codec, result.message, announced.shapes, sender, borrow=True)
     if announced.max_norm is not None:
         norm = math.sqrt(sum(float(t.double().square().sum()) for t in update.values()))
         if norm > announced.max_norm:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from fl_core.arrays import as_tensor
 from fl_core.backbones.chunks import ChunkedTower
 from fl_core.backbones.clip import Clip
 from fl_core.backbones.token_rows import trimmed
@@ -62,10 +62,3 @@ def stored_inputs(
             raise RuntimeError(f"the feature store {setup.store} has lost {key.digest}{shared}")
         inputs[kind] = as_tensor(values)
     return {kind: values.to(device) for kind, values in trimmed(inputs).items()}
-
-
-def as_tensor(values: np.ndarray) -> torch.Tensor:
-    """A read-only memory map as a tensor that shares its pages; nothing here writes to inputs."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)

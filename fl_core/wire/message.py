@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fl_core.arrays import as_tensor
 from fl_core.errors import MessageError
 from fl_core.types import Params
 from fl_core.wire.codecs import Codec, Draws, Entry, Shapes, all_finite
@@ -43,16 +44,20 @@ def encode(codec: Codec, tensors: Params, draws: Draws = no_draws) -> bytes:
     return b"".join((layout.header, *values))
 
 
-def decode(codec: Codec, message: Message, expected: Shapes, sender: str) -> Params:
+def decode(
+    codec: Codec, message: Message, expected: Shapes, sender: str, *, borrow: bool = False
+) -> Params:
     """The tensors of ``message`` in fp32, checked against what the receiver expects.
 
-    ``sender`` names the message's origin in errors. Raises MessageError where the bytes are
-    damaged, a name is missing or unknown, or a shape, dtype, position or non-finite value is wrong.
+    ``sender`` names the message's origin in errors. borrow: the tensors may lie in the message's
+    own memory, so nobody may write to them. Raises MessageError where the bytes are damaged, a name
+    is missing or unknown, or a shape, dtype, position or non-finite value is wrong.
     """
     entries = codec.entries(expected)
     layout = _layout(tuple(entries.items()))
     if len(message) == layout.length and message[: len(layout.header)] == layout.header:
-        packed = {name: _values(message, span) for name, span in layout.spans.items()}
+        whole = as_tensor(np.frombuffer(message, np.uint8))
+        packed = {name: _values(whole, span, borrow) for name, span in layout.spans.items()}
     else:  # another order of tensors, or a fault to be named
         packed = _parse(message, sender)
     if packed.keys() != entries.keys():
@@ -124,12 +129,11 @@ def _layout(entries: tuple[tuple[str, Entry], ...]) -> _Layout:
     return _Layout(len(text).to_bytes(8, "little") + text, spans, begin + offset)
 
 
-def _values(message: Message, span: _Span) -> Tensor:
-    """A tensor's values, copied: inside a message they may start at any byte, and belong to it."""
-    values = torch.empty(math.prod(span.entry.shape), dtype=span.entry.dtype)
-    raw = np.frombuffer(message, np.uint8, span.end - span.start, span.start)
-    values.view(torch.uint8).numpy()[:] = raw
-    return values.reshape(span.entry.shape)
+def _values(whole: Tensor, span: _Span, borrow: bool) -> Tensor:
+    """A tensor's values, copied unless borrowed; those that begin at an odd byte always are."""
+    raw, dtype = whole[span.start : span.end], span.entry.dtype
+    aligned = span.start % dtype.itemsize == 0 and raw.data_ptr() % dtype.itemsize == 0
+    return (raw if borrow and aligned else raw.clone()).view(dtype).reshape(span.entry.shape)
 
 
 def _parse(message: Message, sender: str) -> Params:

@@ -49,6 +49,22 @@ def test_a_message_may_be_read_out_of_memory_that_others_hold():
     assert torch.equal(received["gate.weight"], torch.zeros(3))
 
 
+@pytest.mark.parametrize("offset", range(9))
+def test_borrowed_values_are_those_of_the_message_wherever_it_begins(offset):
+    sent = tensors()
+    message = memoryview(bytes(offset) + wire.encode(wire.FP32(), sent))[offset:]
+    received = wire.decode(wire.FP32(), message, SHAPES, "client 3", borrow=True)
+    assert all(torch.equal(received[name], sent[name]) for name in sent)
+    assert all(tensor.data_ptr() % 4 == 0 for tensor in received.values())
+
+
+def test_borrowed_values_cost_no_copy():
+    message = bytearray(wire.encode(wire.FP32(), tensors()))
+    received = wire.decode(wire.FP32(), memoryview(message), SHAPES, "client 3", borrow=True)
+    message[-4:] = b"\0\0\0\0"
+    assert 0.0 in [float(tensor.reshape(-1)[-1]) for tensor in received.values()]
+
+
 def test_a_header_in_another_order_is_read_too():
     sent = tensors()
     message = save(sent, metadata={"by": "someone else"})

@@ -37,6 +37,9 @@ class NoAttack(_AsAsked):
     __pydantic_config__: ClassVar = {"extra": "forbid"}
     name: Literal["none"] = "none"
 
+    def faults(self, num_clients: int) -> list[str]:
+        return []
+
     def attackers(self, seed: int, clients: Sequence[int]) -> frozenset[int]:
         return frozenset()
 
@@ -50,6 +53,15 @@ class _Attack(_AsAsked):
 
     def __post_init__(self) -> None:
         check_fields(self, fraction="above 0 to 1")
+
+    def faults(self, num_clients: int) -> list[str]:
+        """What cannot be with so many clients."""
+        if round(self.fraction * num_clients):
+            return []
+        return [
+            f"attack.fraction = {self.fraction:g} of {num_clients} clients is nobody: set it to "
+            f"{1 / num_clients:.2g} or more, or leave attack out."
+        ]
 
     def attackers(self, seed: int, clients: Sequence[int]) -> frozenset[int]:
         """round(fraction * N) of N clients, drawn by name."""

@@ -54,6 +54,16 @@ class Participation:
         if faults:
             raise ConfigError(faults)
 
+    def faults(self, num_clients: int) -> list[str]:
+        """What cannot be with so many clients."""
+        beyond = sorted({c for here in self.trace or () for c in here if c >= num_clients})
+        if not beyond:
+            return []
+        return [
+            f"participation.trace names client {beyond[0]}, and there are {num_clients} clients: "
+            f"use numbers from 0 to {num_clients - 1}."
+        ]
+
     def available(self, seed: int, round: int, clients: Sequence[int]) -> Sequence[int]:
         """Those of ``clients`` that can be drawn in a round, in the same order."""
         found = clients

@@ -200,6 +200,9 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
             f"federation.distillation of federation={federation.name} trains on public examples: "
             "set scenario.public_fraction, such as 0.1, or leave distillation out.",
         )
+    for section, part in (("participation", config.participation), ("attack", config.attack)):
+        for fault in part.faults(scenario.num_clients) if scenario.num_clients else ():
+            yield (section, "scenario.num_clients"), fault
     if federation.clients_per_round is not None:
         cohort, held = federation.clients_per_round, config.scenario.num_clients
         if held is not None and cohort > held:

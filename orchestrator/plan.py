@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from fl_core.errors import ConfigError
 from fl_core.seeds import generator
 from fl_core.setting import Setting, Standing
 from fl_core.types import Params, ServerState
@@ -64,8 +65,13 @@ class Outline:
 
 
 def outline(experiment: Experiment) -> Outline:
-    """The outline of an experiment. ConfigError where its budget admits no round."""
+    """The outline of an experiment. ConfigError where its budget admits no round, or settings name
+    clients that it does not have.
+    """
     config, setup = experiment.config, experiment.setup()
+    num_clients = experiment.population.num_clients  # which may come from the data
+    if faults := config.participation.faults(num_clients) + config.attack.faults(num_clients):
+        raise ConfigError(faults)
     frozen = setup.learner.prepare(experiment.backbone, setup.home.task)
     initial = setup.learner.init(frozen, generator(setup.seed, "init"))
     specs, terms = setup.learner.tensors(initial), config.communication

@@ -6,7 +6,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +100,10 @@ class Reader:
         owner = f" of {tag_of(kind)}" if slot.tags else ""
         others = [tag for tag, other in slot.tags.items() if key in slots(other)]
         where = f" It is a setting of {' and '.join(others)}." if others else ""
-        hint = did_you_mean(key, slots(kind))
+        elsewhere = [] if others else _elsewhere(key, prefix)
+        if elsewhere:
+            where = f" There is {' and '.join(elsewhere)}."
+        hint = did_you_mean("" if elsewhere else key, slots(kind))
         self.note(prefix + key, f"{prefix}{key} is not a setting{owner}.{where}{hint}")
 
     def _value(self, slot: Slot, raw: Any, path: str) -> Any:
@@ -140,6 +143,29 @@ def put(slot: Slot, raw: Any, keys: Sequence[str], value: Any) -> dict[str, Any]
     if child.tags and isinstance(value, str):
         value = _switch(child, _section(section.get(key)), value)
     return {**section, key: value}
+
+
+def _elsewhere(key: str, prefix: str) -> list[str]:
+    """Where settings of this name stand: beneath ``prefix`` if any do, at most three."""
+    found = sorted(
+        (path for path in _all_paths() if path.endswith(f".{key}")),
+        key=lambda path: (path.count("."), path),
+    )
+    nearer = [path for path in found if path.startswith(prefix)]
+    return (nearer or found)[:3]
+
+
+@cache
+def _all_paths() -> frozenset[str]:
+    """The dotted path of every setting, under every type that its section may have."""
+
+    def below(slot: Slot, path: str, above: frozenset[type]) -> Iterator[str]:
+        for kind in set(slot.kinds) - above:
+            for name, field in slots(kind).items():
+                yield f"{path}{name}"
+                yield from below(field, f"{path}{name}.", above | {kind})
+
+    return frozenset(below(ROOT, "", frozenset()))
 
 
 def _switch(slot: Slot, section: dict[str, Any], name: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from orchestrator.client import ClientActor
 from orchestrator.executors import InlineExecutor
 from orchestrator.experiment import compute_features, prepare_experiment
 from orchestrator.loading import resolve
+from orchestrator.plan import outline
 from orchestrator.run import run_experiments
 
 
@@ -65,3 +66,22 @@ def test_what_has_no_clients_is_refused_with_attack_or_participation(make_config
     for setting in ("attack.name=gaussian", "participation.dropout=0.1"):
         with pytest.raises(ConfigError, match="leave attack and participation out"):
             resolve(make_config("federation=centralised", setting))
+
+
+def test_clients_that_are_not_there_are_refused_before_anything_is_computed(make_config):
+    beyond = "participation.trace=[[0, 12]]"
+    with pytest.raises(ConfigError) as caught:
+        make_config(beyond, "attack.name=sign_flip", "attack.fraction=0.01")
+    trace, nobody = caught.value.faults
+    assert trace.startswith("participation.trace names client 12, and there are")
+    assert nobody.startswith("attack.fraction = 0.01 of")
+    assert "is nobody: set it to" in nobody
+
+
+def test_how_many_clients_there_are_may_only_be_known_from_the_data(make_config, tmp_path):
+    manifest = tmp_path / "population.parquet"
+    prepare_experiment(resolve(make_config())).population.save(manifest)
+    told = (f"scenario.manifest={manifest}", "scenario.num_clients=null")
+    config = make_config(*told, "participation.trace=[[0, 12]]")
+    with pytest.raises(ConfigError, match=r"participation\.trace names client 12"):
+        outline(prepare_experiment(resolve(config)))

@@ -16,6 +16,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_core.backbones.clip import Clip, OpenClip, load_clip, prepare_clip
+from fl_core.backbones.union import gives
 from fl_core.errors import ConfigError
 from fl_core.federation import Exchange, FedAvg
 from fl_core.learners import LEARNERS, CoOp, Learner
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=len(CLASSES))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--patches", type=int, default=196)
+    parser.add_argument("--depth", type=int, help="layers with prompts, where a learner has them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
@@ -63,7 +66,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         spec = OpenClip(model=args.model, pretrained=pretrained)
         clip = load_clip(prepare_clip(spec, Path(folder), PACKAGED_BACKBONES), args.device)
-        chosen = [kind() for kind in LEARNERS if kind().name not in ("zero_shot", "coop", "lora")]
+        chosen = [made(kind, args) for kind in LEARNERS if kind().name not in ("zero_shot", "coop")]
+        chosen = [one for one in chosen if all(gives(spec, kind) for kind in one.inputs)]
         chosen = [one for one in chosen if not args.learners or one.name in args.learners]
         result["rows"] = [row for one in chosen for row in measured(one, clip, args)]
     print(f"{args.model}, {args.classes} classes, batch {args.batch}, {args.device}")
@@ -73,6 +77,15 @@ def main() -> None:
         print(f"{row['learner']:12}{row['trained']:>10,}{times}")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def made(kind: type[Learner], args: argparse.Namespace) -> Learner:
+    """A learner at its defaults, save how many layers have prompts."""
+    learner = kind()
+    if args.depth is None or "depth" not in vars(learner):
+        return learner
+    changed: Learner = replace(learner, depth=args.depth)  # type: ignore[type-var]
+    return changed
 
 
 def measured(learner: Learner, clip: Clip, args: argparse.Namespace) -> list[dict[str, Any]]:

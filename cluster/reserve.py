@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.slices import Bundle, check_placement
 from fl_core.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 10.0
+"""How often a wait for slices looks whether the cluster still has them."""
 
 
 @dataclass(frozen=True)
@@ -19,23 +27,38 @@ class Slices:
     group: Any
 
 
-def reserve(num: int, bundle: Bundle, wait_s: float = 60.0) -> Slices:
-    """Reserve slices on the connected cluster.
+def reserve(num: int, bundle: Bundle, wait_s: float = math.inf) -> Slices:
+    """Reserve slices on the connected cluster; where other work holds them, wait, and say so.
 
-    ResourceError where the cluster is too small, or where other work holds the slices for longer
-    than ``wait_s`` seconds.
+    ResourceError where the cluster is too small, also while it waits, or where the slices are not
+    free after ``wait_s`` seconds.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
     check_placement(num, cluster_nodes(), bundle)
     group = placement_group([bundle] * num, strategy="PACK")
-    if not group.wait(timeout_seconds=wait_s):
+    try:
+        _wait_for(group, f"{num} slices of {bundle}", num, bundle, wait_s)
+    except BaseException:
         remove_placement_group(group)
-        raise ResourceError(
-            f"{num} slices of {bundle} were not free within {wait_s:g} s, though the cluster has "
-            "them: other work holds them. Wait for it, or ask for fewer or smaller slices."
-        )
+        raise
     return Slices(num, bundle, group)
+
+
+def _wait_for(group: Any, asked: str, num: int, bundle: Bundle, wait_s: float) -> None:
+    until, told = time.monotonic() + wait_s, False
+    while not group.wait(timeout_seconds=min(LOOK_AGAIN_S, until - time.monotonic())):
+        check_placement(num, cluster_nodes(), bundle)  # a node may have gone
+        if time.monotonic() >= until:
+            raise ResourceError(
+                f"{asked} were not free within {wait_s:g} s, though the cluster has them: other "
+                "work holds them. Wait for it, or ask for fewer or smaller slices."
+            )
+        if not told:
+            logger.warning(
+                "other work holds %s that the cluster has: this waits until they are free.", asked
+            )
+            told = True
 
 
 def release(slices: Slices) -> None:

@@ -28,8 +28,8 @@ def test_a_method_has_a_page_with_a_command_that_loads(name):
 
 
 def test_the_table_of_contents_lists_every_page_and_no_other():
-    linked = set(re.findall(r"\]\((\w+)\.md\)", (PAGES / "README.md").read_text()))
-    assert linked == set(NAMES) == {page.stem for page in PAGES.glob("*.md")} - {"README"}
+    linked = set(re.findall(r"\]\((\w+)\.md\)", (PAGES / "index.md").read_text()))
+    assert linked == set(NAMES) == {page.stem for page in PAGES.glob("*.md")} - {"index"}
 
 
 @pytest.mark.parametrize("kind", [*LEARNERS, *FEDERATIONS], ids=lambda kind: kind.name)

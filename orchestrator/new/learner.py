@@ -13,7 +13,7 @@ from orchestrator.new import template
 
 UNION = Path("fl_core/learners/__init__.py")
 METHODS = Path("orchestrator/methods.py")
-CONTENTS = Path("docs/methods/README.md")
+CONTENTS = Path("docs/methods/index.md")
 
 
 def new_learner(root: Path, name: str, paper: str) -> list[Path]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from cluster.reserve import cluster_nodes, release, reserve
-from cluster.slices import count_slices, slice_bundle
-from fl_core.errors import ConfigError, DataError, FedarenaError
+from cluster.reserve import Slices, cluster_nodes, release, reserve
+from cluster.slices import Bundle, count_slices, slice_bundle
+from fl_core.errors import ConfigError, DataError, FedarenaError, ResourceError
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Progress
 from orchestrator.executors import Executor, InlineExecutor, RayExecutor
@@ -19,10 +19,14 @@ from orchestrator.experiment import (
     input_kinds,
     prepare_experiment,
 )
+from orchestrator.host import num_slots
 from orchestrator.loading import to_dict
 from orchestrator.plan import outline
 from scenarios.features import FeatureKey, FeatureStore
 from scenarios.shared_store import shared_at
+
+FREE_WITHIN_S = 10.0
+"""Slices that are not free by then are taken to be other work's."""
 
 
 class Survey:
@@ -122,11 +126,18 @@ def _executor(config: ExperimentConfig) -> Iterator[Executor]:
     if resources.executor == "inline":
         yield InlineExecutor()
         return
-    bundle = slice_bundle(**vars(resources.slice))
-    slices = reserve(max(1, count_slices(cluster_nodes(), bundle)), bundle)
+    slices = _free_slices(config, slice_bundle(**vars(resources.slice)))
     executor = RayExecutor(slices, resources.timeout_s)
     try:
         yield executor
     finally:
         executor.close()
         release(slices)
+
+
+def _free_slices(config: ExperimentConfig, bundle: Bundle) -> Slices:
+    """All slices of the cluster where nobody else holds any, or as many as a trial gets."""
+    try:
+        return reserve(max(1, count_slices(cluster_nodes(), bundle)), bundle, FREE_WITHIN_S)
+    except ResourceError:
+        return reserve(num_slots(config), bundle)

@@ -6,6 +6,7 @@ A program of its own, since a process can be in one cluster only. Prints what it
 import json
 import subprocess
 import sys
+import threading
 
 import ray
 from ray.cluster_utils import Cluster
@@ -55,7 +56,11 @@ def first_job(nodes):
     wide = reserve(2, WHOLE)
     found["wide"] = placed(wide)
     found["second"] = second_job(nodes)
-    release(wide)
+    freed = threading.Timer(3, release, [wide])
+    freed.start()
+    waited = reserve(2, WHOLE)
+    found["waited"] = not freed.is_alive() and placed(waited)
+    release(waited)
     found["quarters"] = placed(reserve(8, QUARTER))
     return found
 

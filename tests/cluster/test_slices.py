@@ -65,6 +65,12 @@ def test_two_jobs_on_one_cluster_do_not_meet(found):
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_slices_that_other_work_holds_are_waited_for(found):
+    assert len(found["waited"]) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_memory_of_a_gpu_that_nobody_can_ask_is_not_guessed(found):
     assert "nvidia-smi does not tell on node" in found["gpu memory"]
     assert "resources.slice.gpus=0.25" in found["gpu memory"]

@@ -14,7 +14,7 @@ from fl_core.local import Problem, stack, train_group
 from fl_core.per_input import CENTRE, Fit
 from fl_core.predict import AnyScores, score, score_group
 from fl_core.seeds import derive
-from fl_core.types import Params, Scope, ServerState, TensorSpec
+from fl_core.types import Params, Scope, TensorSpec
 from fl_core.wire import split_residual
 from fl_core.work import Moment, plan_work
 from orchestrator.held import Held
@@ -39,7 +39,10 @@ def score_block(held: Held, problem: Problem, params: Params, block: Block) -> S
 
 
 def score_own(held: Held, job: ScorePersonalJob, part: OwnPart, broadcast: Params) -> ScoreReply:
-    """The clients of a group, each with its own model, or one adapted for it, on its own rows."""
+    """The clients of a group, each with its own model, or one adapted for it, on its own rows.
+
+    broadcast: what the server sends; to clients that adapt it is the shared model.
+    """
     clients = part.call.clients
     fit: Fit | None = None
     if job.adapt_steps:
@@ -61,11 +64,10 @@ def _own_model(held: Held, call: GroupCall, lane: int, broadcast: Params) -> Par
     return broadcast if model is None else model
 
 
-def _adapted(held: Held, part: OwnPart, broadcast: Params, num_steps: int) -> Params:
-    """The shared model after ``num_steps`` steps on the rows of each client, [G, ...]."""
+def _adapted(held: Held, part: OwnPart, shared: Params, num_steps: int) -> Params:
+    """The model ``shared`` after ``num_steps`` steps on the rows of each client, [G, ...]."""
     setup = held.configured
     training = replace(setup.training, local_steps=num_steps)
-    shared = setup.rule.shared_model(ServerState(broadcast)) or broadcast
     start = {n: shared.get(n, t) for n, t in held.problem.initial.items()}
     scopes = setup.rule.scopes(held.specs, 0)
     resting = {n: t for n, t in shared.items() if n not in start and n in scopes}

@@ -80,7 +80,7 @@ class Scorer:
             Exam(
                 target,
                 self._shared(target, shared) if shared is not None else None,
-                self._own(target, broadcast, fresh_state, has_own),
+                self._own(target, server, fresh_state, has_own),
             )
             for target in self.targets
             if self._suits(target)
@@ -134,14 +134,16 @@ class Scorer:
         )
 
     def _own(
-        self, target: Target, broadcast: Params, fresh_state: Params, has_own: bool
+        self, target: Target, server: ServerState, fresh_state: Params, has_own: bool
     ) -> list[AnyScored | None] | None:
         """Every participant's own model on its rows; for newcomers what the protocol gives them."""
         protocol, clients = self.newcomer, set(self._participants())
+        broadcast = self.rule.broadcast(server)
         if target.name == UNSEEN and isinstance(protocol, UnseenClients):
             clients = set(self.population.unseen.tolist())
             if protocol.newcomer == "adapt" and (broadcast or fresh_state):
-                return self._on_clients(target, broadcast, clients, steps=protocol.adapt_steps)
+                start = self.rule.shared_model(server) or broadcast
+                return self._on_clients(target, start, clients, steps=protocol.adapt_steps)
             if protocol.newcomer == "mean_personal" and has_own:
                 mean = self._mean_personal(fresh_state)
                 return self._on_clients(target, broadcast, clients, given=mean)
@@ -175,7 +177,9 @@ class Scorer:
         steps: int = 0,
         given: Params | None = None,
     ) -> list[AnyScored | None]:
-        """The models of ``clients`` on their rows: their own, adapted, or of a ``given`` state."""
+        """The models of ``clients`` on their rows: their own, of a ``given`` state, or what becomes
+        of ``broadcast`` in ``steps`` steps.
+        """
         parts, train = self._parts(target, clients), self.population.train
 
         def make(slot: int, numbers: list[int]) -> Job:

@@ -287,8 +287,7 @@ def ready(config):
 def newcomers(coordinator, server, has_own):
     """What the protocol's models of the unseen clients make of their test rows."""
     target = coordinator.experiment.targets[1]
-    broadcast = coordinator.rule.broadcast(server)
-    found = coordinator.scorer._own(target, broadcast, coordinator.fresh_state, has_own)
+    found = coordinator.scorer._own(target, server, coordinator.fresh_state, has_own)
     return [found[client] for client in coordinator.experiment.population.unseen]
 
 
@@ -333,11 +332,17 @@ def test_unseen_clients_are_in_no_cohort_no_validation_and_no_personal_mean(sett
     assert result.last.validation == pytest.approx(right.mean())
 
 
-def test_a_newcomer_that_adapts_takes_so_many_steps_on_its_own_training_rows(setting):
+@pytest.mark.parametrize("federation", ["fedavg", "{name: round_average, center: 0.0}"])
+def test_a_newcomer_that_adapts_takes_so_many_steps_on_its_own_training_rows(setting, federation):
     steps, lr = 5, 0.1
-    config = setting(unseen("adapt", adapt_steps=steps), "training.max_grad_norm=0.5")
+    config = setting(
+        f"federation={federation}",
+        unseen("adapt", adapt_steps=steps),
+        "training.max_grad_norm=0.5",
+    )
     run(config)
     coordinator, server = ready(config)
+    shared = config.federation.shared_model(server)
     population, problem = coordinator.experiment.population, coordinator.executor.actor.problem
     for client, scores in zip(
         population.unseen, newcomers(coordinator, server, False), strict=True
@@ -345,7 +350,7 @@ def test_a_newcomer_that_adapts_takes_so_many_steps_on_its_own_training_rows(set
         shard = torch.from_numpy(population.train[client])
         assert 8 < len(shard) < 8 * steps  # so that the passes are cut into unequal batches
         draws, queue = generator(derive(config.seed, "adapt"), "batches", 0, int(client)), []
-        context = server.tensors["context"].clone().requires_grad_()
+        context = shared["context"].clone().requires_grad_()
         optimizer = torch.optim.SGD([context], lr=lr, momentum=0.9, weight_decay=5e-4)
         for step in range(steps):
             if not queue:
@@ -360,7 +365,7 @@ def test_a_newcomer_that_adapts_takes_so_many_steps_on_its_own_training_rows(set
             optimizer.step()
         expected = nll_by_hand(coordinator, {"context": context.detach()}, scores.rows)
         assert np.allclose(scores.nll, expected, rtol=1e-4)
-        unchanged = nll_by_hand(coordinator, server.tensors, scores.rows)
+        unchanged = nll_by_hand(coordinator, shared, scores.rows)
         assert not np.allclose(scores.nll, unchanged, rtol=1e-2)
 
 

@@ -24,7 +24,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fl_core.backbones.clip import Clip, OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import Clip, load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.backbones.union import gives
 from fl_core.errors import ConfigError
 from fl_core.federation import Exchange, FedAvg

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from cluster.connect import connect
 from cluster.reserve import Slices, reserve
-from fl_core.backbones.clip import OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.federation import FedAvg
 from fl_core.learners import ZeroShot
 from fl_core.optim import SGD

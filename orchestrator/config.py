@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from fl_core.attacks import AnyAttack, NoAttack
-from fl_core.backbones.clip import OpenClip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.backbones.union import AnyBackbone
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fl_core.backbones.clip import Clip, OpenClip, find_origin, load_clip, prepare_clip
+from fl_core.backbones.clip import Clip, load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip, find_origin
 from fl_core.errors import StateError
 from fl_core.learners import Learner
 from fl_core.seeds import generator

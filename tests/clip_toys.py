@@ -11,7 +11,8 @@ import torch
 from language_toys import BERT, language_problem, small_language
 from torch.nn import functional as F
 
-from fl_core.backbones.clip import Clip, OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import Clip, load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.backbones.language import Language
 from fl_core.backbones.token_rows import TOKEN_IDS
 from fl_core.backbones.union import Backbone

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from fl_core.backbones.clip import OpenClip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.backbones.language import LanguageModel
 from orchestrator.config import ExperimentConfig
 

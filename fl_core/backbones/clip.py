@@ -6,21 +6,19 @@ needs torch and safetensors only. Images, transforms and tokens import open_clip
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fl_core.backbones.clip_towers import CONFIG, TowerFiles, tower_files
+from fl_core.backbones.clip_origin import OpenClip, find_origin, source_key
 from fl_core.backbones.module_tower import ModuleTower
 from fl_core.backbones.prompt_plan import NameTokens, Position
 from fl_core.backbones.text_tower import PromptLayout, TextTower, load_tower
@@ -33,41 +31,9 @@ from fl_core.backbones.vision import (
     rebuild,
 )
 from fl_core.backbones.vision_tower import VisionTower, vision_tower
-from fl_core.errors import ConfigError, StateError
+from fl_core.errors import StateError
 
-FORMAT = 1
-LOCAL = "local-dir:"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class OpenClip:
-    """Which CLIP.
-
-    model: a packaged model, any name that open_clip knows, or ``local-dir:PATH`` of a folder with
-    ``open_clip_config.json`` and weights. pretrained: for an open_clip name a tag (downloaded), a
-    file, or "random" for weights drawn by name, which are good for measuring time alone. precision:
-    of the frozen towers; what is trained, class features and losses are float32.
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-    name: Literal["open_clip"] = "open_clip"
-    model: str = "emoji_clip"
-    pretrained: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the weights of an OpenClip come from: open_clip's name for it, and local files.
-
-    towers: those of the files that hold one tower each; None where one file has the whole model.
-    """
-
-    model: str
-    pretrained: str | None
-    files: tuple[Path, ...]
-    towers: TowerFiles | None = None
 
 
 def prepare_clip(spec: OpenClip, folder: Path, packaged: Mapping[str, Path]) -> Path:
@@ -77,7 +43,7 @@ def prepare_clip(spec: OpenClip, folder: Path, packaged: Mapping[str, Path]) -> 
     processes at once: each writes its own folder and renames it, and equal content is one folder.
     """
     origin = find_origin(spec, packaged)
-    key = folder / "by-source" / f"{_key(spec, origin)}.json"
+    key = folder / "by-source" / f"{source_key(spec, origin)}.json"
     if key.is_file():
         known = folder / str(json.loads(key.read_text())["weights_hash"])
         if is_complete(known):
@@ -266,35 +232,6 @@ class Clip:
         return self.text.layout(
             self.name_tokens(classes), num_tokens, position=position, class_specific=class_specific
         )
-
-
-def find_origin(spec: OpenClip, packaged: Mapping[str, Path]) -> Origin:
-    """Where a model comes from, as far as the file system tells; needs no open_clip."""
-    local = packaged.get(spec.model)
-    if spec.model.startswith(LOCAL):
-        local = Path(spec.model.removeprefix(LOCAL))
-    if local is not None:
-        if spec.pretrained is not None:
-            raise ConfigError(
-                f"pretrained {spec.pretrained!r}: {spec.model!r} brings its own weights, "
-                "leave pretrained out"
-            )
-        if not (local / CONFIG).is_file():
-            raise ConfigError(f"model {spec.model!r}: {local} has no {CONFIG}")
-        towers = tower_files(local)
-        own = {path for path in local.iterdir() if path.is_file()}
-        files = tuple(sorted(own.union(towers or ())))
-        return Origin(f"{LOCAL}{local}", None, files, towers)
-    path = Path(spec.pretrained or "")
-    return Origin(spec.model, spec.pretrained, (path,) if path.is_file() else ())
-
-
-def _key(spec: OpenClip, origin: Origin) -> str:
-    """What the prepared weights depend on, without reading them: names, sizes, times, versions."""
-    stats = [(str(path.resolve()), path.stat()) for path in origin.files]
-    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    facts = [FORMAT, asdict(spec), origin.model, files, version("open_clip_torch")]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def is_complete(folder: Path) -> bool:

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fl_core.backbones import extract
-from fl_core.backbones.clip import FORMAT, LOCAL, OpenClip, Origin, is_complete
+from fl_core.backbones.clip import is_complete
+from fl_core.backbones.clip_origin import FORMAT, LOCAL, OpenClip, Origin
 from fl_core.backbones.clip_towers import whole_model
 from fl_core.backbones.text_tower import FunctionalTower, save_tower
 from fl_core.backbones.tokens import save_tokenizer

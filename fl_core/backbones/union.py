@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from fl_core.backbones.clip import Clip, OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import Clip, load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.backbones.language import Language, LanguageModel, load_language, prepare_language
 from fl_core.backbones.token_rows import BELOW_TOP, LAST_TOKEN, RESPONSE_IDS, TOKEN_IDS
 from fl_core.errors import StateError

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cluster.submit import JobRequest
-from fl_core.backbones.clip import LOCAL
+from fl_core.backbones.clip_origin import LOCAL
 from fl_core.backbones.union import modality
 from fl_core.errors import ConfigError
 from fl_core.remote import check_url

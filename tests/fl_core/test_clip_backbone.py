@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fl_core.backbones import clip_prepare
-from fl_core.backbones.clip import Clip, OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import Clip, load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.backbones.module_tower import ModuleTower
 from fl_core.backbones.text_tower import FunctionalTower
 from fl_core.errors import ConfigError, StateError
@@ -151,7 +152,8 @@ def test_buffers_outside_the_state_dict_are_rebuilt_too(tmp_path: Path) -> None:
 LOAD = """
 import sys
 from pathlib import Path
-from fl_core.backbones.clip import OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 spec = OpenClip(model="tiny")
 clip = load_clip(prepare_clip(spec, Path(sys.argv[1]), {"tiny": Path(sys.argv[2])}))
 heavy = [m for m in ("open_clip", "transformers", "timm", "torchvision") if m in sys.modules]

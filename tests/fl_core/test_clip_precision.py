@@ -7,7 +7,8 @@ import torch
 from clip_toys import CLASSES, problem_of, trained, write_clip
 
 from fl_core.backbones.chunks import ChunkedTower
-from fl_core.backbones.clip import OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.backbones.token_rows import TOKEN_IDS
 from fl_core.federation import FedAvg
 from fl_core.learners import DPFPL, CoOp, FedCLIP, LoraClip, ZeroShot

@@ -9,7 +9,8 @@ from clip_toys import small_clip, write_clip
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from fl_core.backbones.clip import OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.errors import ConfigError
 
 WEIGHTS = "open_clip_model.safetensors"

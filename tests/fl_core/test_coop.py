@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fl_core.backbones.clip import OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.learners import CoOp, ZeroShot
 from fl_core.seeds import generator
 from fl_core.types import Batch, Task

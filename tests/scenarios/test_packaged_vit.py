@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from fl_core.backbones.clip import OpenClip, load_clip, prepare_clip
+from fl_core.backbones.clip import load_clip, prepare_clip
+from fl_core.backbones.clip_origin import OpenClip
 from fl_core.errors import ConfigError
 from fl_core.federation import FedAvg
 from fl_core.learners import VPT, LoraClip, MaPLe, PromptSRC, ZeroShot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 from fl_core.errors import ResourceError
@@ -21,8 +22,10 @@ def connect(address: str | None) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     wanted = address or os.environ.get("RAY_ADDRESS")
-    if not wanted:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
+    if not wanted and "ray" not in sys.modules:
+        # Ray reads it once, when it is imported. Where that is done, as in a notebook, a local
+        # cluster asks for a token by Ray's own default; set now, only half of Ray would know.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():

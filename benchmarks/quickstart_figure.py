@@ -1,9 +1,9 @@
-"""The README's table and picture: the quickstart's four experiments over several seeds.
+"""The README's table and picture of how much sharing gains: four experiments over several seeds.
 
     python benchmarks/quickstart_figure.py --seeds 0 1 2 --out docs/img/quickstart.png
 
 Runs what is missing (in this process, without Ray), then prints mean and standard deviation over
-seeds and draws accuracy over rounds and over megabytes.
+seeds and draws accuracy over rounds.
 """
 
 from __future__ import annotations

@@ -106,12 +106,6 @@ def macro_f1(counts: npt.NDArray[np.integer], classes: Sequence[int] | None = No
     return float((2 * right[chosen] / np.maximum(either[chosen], 1)).mean())
 
 
-def per_class_accuracy(counts: npt.NDArray[np.integer]) -> list[float | None]:
-    """Share of each class's examples that were predicted rightly, from ``confusion`` [C, C]."""
-    totals = counts.sum(axis=1)
-    return [int(counts[c, c]) / int(n) if n else None for c, n in enumerate(totals)]
-
-
 def ece(
     right: npt.NDArray[np.bool_], confidence: npt.NDArray[np.floating], num_bins: int = 15
 ) -> float | None:
@@ -257,10 +251,3 @@ def retention(out_of_distribution: float | None, zero_shot: float | None) -> flo
     Below zero: training cost ability that the pretrained model had.
     """
     return ood_gap(out_of_distribution, zero_shot)
-
-
-def retention_ratio(out_of_distribution: float | None, zero_shot: float | None) -> float | None:
-    """``retention`` as a ratio, method over zero-shot; None where the zero-shot accuracy is 0."""
-    if out_of_distribution is None or not zero_shot:
-        return None
-    return out_of_distribution / zero_shot

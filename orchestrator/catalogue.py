@@ -30,6 +30,7 @@ ELSEWHERE = {
     ],
     "datasets": [
         ("PATH", "an image folder (train/CLASS/*.png) or a Parquet, Arrow or JSON-lines file"),
+        ("hf:ID", "a data set of the Hugging Face hub"),
         ("NAME:PLACE", "a published set in a folder; texts also from the hub, as NAME:hub"),
         ("NAME is one of", ", ".join(sorted(PUBLISHED))),
     ],

@@ -168,7 +168,8 @@ class Resources:
     actor per client, ``auto`` as many actors as the cluster has slices. slice: what one
     actor owns; ``auto`` goes by what the work needs. group_size: clients that are trained as one
     batch; ``auto`` takes a quarter of the cohort, at most 16, and fewer where the
-    texts of a few fill a CPU. threads: CPU threads of each actor.
+    texts of a few fill a CPU; 16 where only the data tell how many clients there are. threads: CPU
+    threads of each actor.
     retries: how often a client that failed is tried again before it is dropped. timeout_s: seconds
     after which a silent actor is replaced.
     """

@@ -43,9 +43,9 @@ METHODS: Mapping[str, Method] = {
     "promptfl": Method("PromptFL (Guo et al., 2022, arXiv:2208.11625)", "coop"),
     "cocoop": Method("CoCoOp (Zhou et al., 2022, arXiv:2203.05557)", "cocoop"),
     "kgcoop": Method("KgCoOp (Yao et al., 2023, arXiv:2303.13283)", "kgcoop"),
-    "prograd": Method("ProGrad (Zhu et al., 2022, arXiv:2205.14865)", "prograd"),
+    "prograd": Method("ProGrad (Zhu et al., 2023, arXiv:2205.14865)", "prograd"),
     "proda": Method("ProDA (Lu et al., 2022, arXiv:2205.03340)", "proda"),
-    "plot": Method("PLOT (Chen et al., 2022, arXiv:2210.01253)", "plot"),
+    "plot": Method("PLOT (Chen et al., 2023, arXiv:2210.01253)", "plot"),
     "maple": Method(
         "MaPLe (Khattak et al., 2023, arXiv:2210.03117)", "maple", training=_sgd(0.0035)
     ),

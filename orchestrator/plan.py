@@ -126,10 +126,6 @@ class Plan:
     privacy: str | None
     state: str
 
-    @property
-    def round_bytes(self) -> int:
-        return self.round_up_bytes + self.round_down_bytes
-
 
 def make_plan(config: ExperimentConfig) -> Plan:
     """The plan of a resolved experiment. Loads data and backbone, computes nothing."""

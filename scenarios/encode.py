@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,11 +74,3 @@ def encode_responses(dataset: Dataset, rows: Ints, encoder: TextEncoder) -> npt.
     """Inputs [len(rows), ...] of the first response of each row; DataError as ``encode_texts``."""
     texts = [dataset.responses[int(row)][0] for row in rows]
     return encoder(texts).cpu().numpy()
-
-
-def encode_dataset(
-    dataset: Dataset, rows: Ints, encoder: Encoder, transform: Transform, batch_size: int
-) -> Iterator[npt.NDArray[Any]]:
-    """The features of ``rows``, chunk by chunk in their order."""
-    for part in chunk_rows(rows, batch_size):
-        yield encode_chunk(dataset, part, encoder, transform, batch_size)

@@ -129,7 +129,7 @@ def measure(
         )
     for exam in exams[1:]:
         flat |= _besides(exam, headline)
-    flat |= _derived(flat, own, population, headline)
+    flat |= _derived(flat, own, headline)
     validation = _validation(population, home, headline)
     if validation is not None:
         flat[f"eval/validation/{headline}"] = validation.value
@@ -264,7 +264,7 @@ def _mean_over_clients(exam: Exam, headline: Headline) -> float | None:
 
 
 def _derived(
-    flat: Mapping[str, float | None], own: Values, population: Population, headline: Headline
+    flat: Mapping[str, float | None], own: Values, headline: Headline
 ) -> dict[str, float | None]:
     """Numbers formed of others: HM2, HM3 and CM of base-to-novel, the participation gap."""
     found: dict[str, float | None] = {}

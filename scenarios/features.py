@@ -18,10 +18,9 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl_core.durable import sync_path
-from fl_core.errors import DataError, ResourceError
+from fl_core.errors import ResourceError
 from scenarios import arrow_array
 from scenarios.locks import acquire
 from scenarios.shared_store import SharedStore
@@ -37,7 +36,6 @@ from scenarios.shared_store import SharedStore
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
-Start = tuple[tuple[int, ...], Iterable[Array]]
 
 FORMAT = 1
 ENTRY_FILE = "features.arrow"
@@ -68,17 +66,6 @@ class FeatureKey:
         """The name of the entry, equal on every machine."""
         text = json.dumps([FORMAT, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One finished entry on disk."""
-
-    digest: str
-    path: Path
-    size_bytes: int
-    shape: tuple[int, ...]
-    key: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -122,41 +109,10 @@ class FeatureStore:
     def write(self, key: FeatureKey, chunks: Iterable[Array], shape: tuple[int, ...]) -> Array:
         """Store chunks [b, ...] in row order that together have ``shape`` (an array is one chunk).
 
-        Where the entry is there already, ``chunks`` is not read. ResourceError for a full disk or
+        One process of a node writes, the others wait for it. Where the entry is there already,
+        ``chunks`` is not read; nor before the disk space is taken. ResourceError for a full disk or
         no write access; DataError where the chunks do not add up to ``shape`` in the key's dtype.
         """
-        parts = [chunks] if isinstance(chunks, np.ndarray) else chunks
-        return self._once(key, lambda: (shape, parts))
-
-    def get_or_build(
-        self, key: FeatureKey, num_rows: int, build: Callable[[], Iterable[Array]]
-    ) -> Array:
-        """The entry, built by the chunks of ``build()`` where it is absent.
-
-        One process of a node builds; the others wait for it, and build nothing. The disk space is
-        taken before the second chunk is asked for, so that a full disk costs one chunk only.
-        """
-
-        def begin() -> Start:
-            chunks = iter(build())
-            first = next(chunks, None)
-            if first is None:
-                raise DataError(f"building features gave no chunk for {num_rows} rows.")
-            return (num_rows, *first.shape[1:]), chain([first], chunks)
-
-        return self._once(key, begin)
-
-    def entries(self) -> list[Entry]:
-        """The finished entries that can be read, by digest."""
-        found = (_describe(path) for path in sorted(self.root.glob("*.arrow")))
-        return [entry for entry in found if entry is not None]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk of all finished entries."""
-        return sum(path.stat().st_size for path in self.root.glob("*.arrow"))
-
-    def _once(self, key: FeatureKey, begin: Callable[[], Start]) -> Array:
         found = self.open(key)
         if found is not None:
             return found
@@ -166,8 +122,7 @@ class FeatureStore:
                 return found
             if is_locked:
                 self._remove_stale(key.digest)
-            shape, chunks = begin()
-            self._write(key, shape, chunks)
+            self._write(key, shape, [chunks] if isinstance(chunks, np.ndarray) else chunks)
         found = _open(self.path(key), key)
         if found is None:
             raise ResourceError(f"{self.path(key)} cannot be read back right after it was written.")
@@ -274,15 +229,6 @@ def _open(path: Path, key: FeatureKey) -> Array | None:
         logger.warning("%s is not the entry that its name says; it is built again", path)
         return None
     return values
-
-
-def _describe(path: Path) -> Entry | None:
-    found = arrow_array.read(path)
-    if found is None:
-        return None
-    values, header = found
-    size_bytes = path.stat().st_size
-    return Entry(header["digest"], path, size_bytes, values.shape, header["key"])
 
 
 def _free_bytes(folder: Path, temporary: Path | None) -> int:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fl_core.federation.base import LocalResult, Train
 from fl_core.federation.personal import MixedAdapters
-from fl_core.federation.states import as_personal, with_scope
-from fl_core.types import Params
+from fl_core.federation.states import as_personal, not_started, own_or_shared, started, with_scope
+from fl_core.types import Params, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedDPAF(MixedAdapters):
     """theta by FedAvg; phi is what a client's local steps made of the last theta^t that it got.
 
-    A client predicts with both; how, says ``MixedAdapters``. With ``weighting: constant`` a mix of
-    0 is FedAvg, and 1 is fine-tuning.
+    A client predicts with both; how, says ``MixedAdapters``. One that has not taken part yet uses
+    theta. With ``weighting: constant`` a mix of 0 is FedAvg, and 1 is fine-tuning.
     """
 
     name: Literal["feddpa_f"] = "feddpa_f"
+
+    def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:
+        return not_started(with_scope(params, self.scopes(specs, 0), "shared"))
 
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
         params, metrics, _ = train(broadcast)
         shared = with_scope(params, train.scopes, "shared")
         update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
-        return LocalResult(update, as_personal(shared), metrics)
+        mark = started(state, train.num_steps)
+        return LocalResult(update, as_personal(shared) | mark, metrics)
+
+    def personal_model(
+        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
+    ) -> Params | None:
+        own = own_or_shared(broadcast, state)
+        return super().personal_model(broadcast, as_personal(own), specs)

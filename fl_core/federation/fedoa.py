@@ -22,7 +22,15 @@ from fl_core.federation.averaging import (
 )
 from fl_core.federation.base import LocalResult, Train, Trained
 from fl_core.federation.distances import Distance, feature_distance, micro_batch_distance
-from fl_core.federation.states import as_personal, personal_part, where
+from fl_core.federation.states import (
+    STARTED,
+    as_personal,
+    not_started,
+    own_or_shared,
+    personal_part,
+    started,
+    where,
+)
 from fl_core.learners.base import Feature, HasExampleFeatures
 from fl_core.reference import Near, Wanted
 from fl_core.types import Params, TensorSpec
@@ -30,8 +38,6 @@ from fl_core.types import Params, TensorSpec
 if TYPE_CHECKING:
     from fl_core.learners import Learner
     from fl_core.work import Training
-
-STARTED = "fedoa.started"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +81,7 @@ class FedOA(Averaging):
         return Wanted(self.feature, self.reference_dropout)
 
     def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:
-        some = next(iter(params.values()))
-        return as_personal(params) | {STARTED: torch.zeros_like(some.flatten()[0])}
+        return not_started(params)
 
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
         result = train_once(broadcast, {}, train)
@@ -85,13 +90,12 @@ class FedOA(Averaging):
             return LocalResult(
                 result.update, state, result.metrics | {"train/personal_loss": own_loss}
             )
-        held, started = personal_part(state), state[STARTED]
+        held = personal_part(state)
         first = train.fresh if self.personal_init == "fresh" else broadcast
-        start = where(started > 0, held, {name: first[name] for name in held})
+        start = where(state[STARTED] > 0, held, {name: first[name] for name in held})
         own = self._personal_step(train, start, broadcast)
-        took_part = train.num_steps > 0
-        new = as_personal(where(took_part, own.params, held))
-        mark = {STARTED: torch.where(took_part, torch.ones_like(started), started)}
+        new = as_personal(where(train.num_steps > 0, own.params, held))
+        mark = started(state, train.num_steps)
         told = {n: own.metrics[n] for n in own.metrics if n != "train/loss"}
         told["train/personal_loss"] = own.metrics["train/loss"]
         return LocalResult(result.update, new | mark, result.metrics | told)
@@ -116,7 +120,4 @@ class FedOA(Averaging):
     def personal_model(
         self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
     ) -> Params | None:
-        held = personal_part(state)
-        if STARTED in state:  # else the phi was given, as the mean of others' is to a newcomer
-            held = where(state[STARTED] > 0, held, {n: broadcast[n] for n in held})
-        return {**broadcast, **held}
+        return {**broadcast, **own_or_shared(broadcast, state)}

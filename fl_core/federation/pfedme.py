@@ -11,7 +11,15 @@ from fl_core.checks import check_fields
 from fl_core.errors import ConfigError
 from fl_core.federation.averaging import Averaging, add_update, own_copy_faults
 from fl_core.federation.base import Gradient, LocalResult, Step, Train
-from fl_core.federation.states import as_personal, personal_part, where, with_scope
+from fl_core.federation.states import (
+    as_personal,
+    not_started,
+    own_or_shared,
+    personal_part,
+    started,
+    where,
+    with_scope,
+)
 from fl_core.optim import SGD
 from fl_core.types import Params, ServerState, TensorSpec
 
@@ -25,7 +33,8 @@ class PFedMe(Averaging):
     """phi ~ argmin F(phi) + strength/2 ||phi - w||^2, then w <- w - eta strength (w - phi).
 
     Server: theta <- (1 - beta) theta + beta mean w (algorithm 1 of the paper). phi is what a
-    client predicts with; it starts each round from theta^t, and each batch from where it stands.
+    client predicts with; it starts each round from theta^t, and each batch from where it stands. A
+    client that has not taken part yet uses theta.
 
     strength: lambda. inner_steps: gradient steps on phi per batch, at rate ``inner_lr``. eta is
     the rate of ``training.optimizer``; w moves once per batch.
@@ -57,7 +66,7 @@ class PFedMe(Averaging):
         return found
 
     def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:
-        return as_personal(params)
+        return not_started(params)
 
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
         def step(w: Params, phi: Params, gradient: Gradient) -> Step:
@@ -74,7 +83,13 @@ class PFedMe(Averaging):
         update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
         held = personal_part(state)
         own = where(train.num_steps > 0, {**broadcast, **trained.carried}, held)
-        return LocalResult(update, as_personal(own), trained.metrics)
+        mark = started(state, train.num_steps)
+        return LocalResult(update, as_personal(own) | mark, trained.metrics)
 
     def server_step(self, server: ServerState, update: Params) -> ServerState:
         return add_update(server, {name: self.beta * delta for name, delta in update.items()})
+
+    def personal_model(
+        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
+    ) -> Params | None:
+        return {**broadcast, **own_or_shared(broadcast, state)}

@@ -10,6 +10,9 @@ from torch import Tensor
 from fl_core.types import Params, Scope
 
 PERSONAL = "personal."
+STARTED = "started"
+"""In a private state: above 0 once the client has made its personal tensors; not there where they
+were given to it, as the mean of others' is to a newcomer."""
 
 
 def personal_part(state: Params) -> Params:
@@ -36,6 +39,26 @@ def model_part(tensors: Params, rule: str) -> Params:
 def as_personal(params: Params) -> Params:
     """Tensors named as they stand in a client's private state."""
     return {PERSONAL + name: tensor for name, tensor in params.items()}
+
+
+def not_started(params: Params) -> Params:
+    """The private state of a client whose personal tensors are yet to be made."""
+    some = next(iter(params.values()))
+    return as_personal(params) | {STARTED: torch.zeros_like(some.flatten()[0])}
+
+
+def started(state: Params, num_steps: Tensor) -> Params:
+    """The mark of a client that had this state, and has taken so many steps (a scalar)."""
+    mark = state[STARTED]
+    return {STARTED: torch.where(num_steps > 0, torch.ones_like(mark), mark)}
+
+
+def own_or_shared(broadcast: Params, state: Params) -> Params:
+    """The personal tensors of a state; those of the broadcast where a client has made none yet."""
+    held = personal_part(state)
+    if STARTED not in state:
+        return held
+    return where(state[STARTED] > 0, held, {name: broadcast[name] for name in held})
 
 
 def with_scope(params: Params, scopes: Mapping[str, Scope], *wanted: Scope) -> Params:

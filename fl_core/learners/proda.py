@@ -60,11 +60,13 @@ class ProDA:
         counts = dict.fromkeys(("num_prompts", "prompt_batch", "num_tokens"), ">= 1")
         check_fields(self, spread=">= 0", **counts)
         drawn, held = _places(self.prompt_batch or 1), _places(self.num_prompts)
-        if drawn["end"] > held["end"] and (self.prompt_batch or 1) < self.num_prompts:
+        fits = all(min(held[place], 1) <= drawn[place] <= held[place] for place in held)
+        if not fits and (self.prompt_batch or self.num_prompts) < self.num_prompts:
             raise ConfigError(
                 f"prompt_batch = {self.prompt_batch} is not allowed with num_prompts = "
                 f"{self.num_prompts}: it would draw {drawn['end']} prompts with the class name at "
-                f"the end, of {held['end']}. Use a multiple of 4, or null for all."
+                f"the end and {drawn['front']} in front, of {held['end']} and {held['front']}, and "
+                "each must have its turn. Use a multiple of 4, or null for all."
             )
 
     def prepare(self, backbone: Clip, task: Task) -> ProDAFrozen:
@@ -103,16 +105,13 @@ class ProDA:
         if key is None or self.prompt_batch is None or self.prompt_batch >= self.num_prompts:
             return list(parts)
         counts = [num for num in _places(self.prompt_batch).values() if num]
-        if len(counts) < len(parts):  # too few drawn for a place other than the end
-            parts = parts[-1:]
         orders = [uniform(key, f"prompts {i}", len(part)).argsort() for i, part in enumerate(parts)]
         drawn = zip(parts, orders, counts, strict=True)
         return [part.index_select(0, order[:num]) for part, order, num in drawn]
 
     def _features(self, contexts: list[Tensor], frozen: ProDAFrozen) -> Tensor:
-        prompts = [own for _, own in frozen.parts][-len(contexts) :]
-        parts = zip(prompts, contexts, strict=True)
-        return torch.cat([features_of_each(own, context) for own, context in parts])
+        parts = zip(frozen.parts, contexts, strict=True)
+        return torch.cat([features_of_each(own, context) for (_, own), context in parts])
 
     def _overlap(self, contexts: list[Tensor], frozen: ProDAFrozen) -> Tensor | float:
         """spread * mean |cos| over pairs of different class-free prompts; 0 for one prompt."""

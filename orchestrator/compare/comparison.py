@@ -48,14 +48,13 @@ def compare(
     sources: Sequence[Source],
     question: Question | None = None,
     overrides: Sequence[str] = (),
-    listen: Listener | None = None,
 ) -> Comparison:
     """Run what is missing of a comparison, and say what it shows. Finished runs are not repeated.
 
     Raises what ``run_experiments`` raises, and ConfigError for a metric that no method has.
     """
     question = question or Question()
-    return compare_rows(line_up(sources, question, overrides), question, listen)
+    return compare_rows(line_up(sources, question, overrides), question)
 
 
 def compare_rows(

@@ -25,11 +25,15 @@ Cell = Callable[[Mapping[str, Any]], str]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: how a row of the summary is shown in it, and what it means."""
+    """One column: how a row of the summary is shown in it, and what it means.
+
+    asked: shown where no row has such a number, too.
+    """
 
     title: str
     cell: Cell
     meaning: str = ""
+    asked: bool = False
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
@@ -38,7 +42,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     used: dict[str, Column] = {}
     for scenario in comparison.scenarios:
         rows = _rows(comparison, scenario)
-        shown = [c for c in columns if any(c.cell(row) != NOT_AVAILABLE for row in rows)]
+        shown = [c for c in columns if c.asked or any(c.cell(r) != NOT_AVAILABLE for r in rows)]
         used |= {column.title: column for column in shown}
         console.print(f"\n[bold]{escape(scenario)}[/]", highlight=False, soft_wrap=True)
         for part in _split(shown, rows, console.width):
@@ -88,7 +92,12 @@ def _columns(comparison: Comparison) -> list[Column]:
         *_protocol_columns(comparison, of),
         Column("MB up", _amount("up_mb", _megabytes), "sent by all clients, with headers (10^6 B)"),
         Column("MB down", _amount("down_mb", _megabytes), "sent to them"),
-        Column(f"MB {price}", _price, f"MB both ways when {comparison.question.metric} gets there"),
+        Column(
+            f"MB {price}",
+            _price,
+            f"MB both ways when {comparison.question.metric} gets there",
+            asked=target is not None,
+        ),
         Column("s", _amount("run_s", "{:.1f}".format), "rounds and scoring, without start-up"),
         Column("passes", _amount("passes", "{:.2f}".format), "over all training rows, on average"),
         Column("steps", _amount("steps", "{:,.0f}".format), "gradient steps of all clients"),

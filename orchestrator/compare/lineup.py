@@ -131,6 +131,8 @@ def _seeded(
 ) -> list[tuple[ExperimentConfig, list[ExperimentConfig]]]:
     if not sources:
         raise ConfigError("nothing to compare: name at least one experiment.")
+    if isinstance(sources, str):
+        raise ConfigError(f"{sources!r} is one experiment: give a list of them, [{sources!r}].")
     found, faults = [], []
     for source in sources:
         try:

@@ -21,8 +21,8 @@ def learner(name: str, paper: str) -> None:
     """Write a learner that passes the laws into this checkout.
 
     It is CoOp with a term of its own, to be changed into what the paper says, with its test, its
-    page and its lines in the lists. NAME is that of its file and in configs: my_prompt. What comes
-    after: CONTRIBUTING.md.
+    page, a file for the paper's setting and its lines in the lists. NAME is that of its file and in
+    configs: my_prompt. What comes after: CONTRIBUTING.md.
     """
     from fl_core.errors import ConfigError
     from orchestrator.new.learner import checkout, new_learner

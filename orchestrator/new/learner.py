@@ -14,6 +14,7 @@ from orchestrator.new import template
 UNION = Path("fl_core/learners/__init__.py")
 METHODS = Path("orchestrator/methods.py")
 CONTENTS = Path("docs/methods/index.md")
+PAPERS = Path("examples/papers")
 
 
 def new_learner(root: Path, name: str, paper: str) -> list[Path]:
@@ -33,6 +34,7 @@ def new_learner(root: Path, name: str, paper: str) -> list[Path]:
         Path(f"fl_core/learners/{name}.py"): filled(template.LEARNER),
         Path(f"tests/fl_core/test_{name}.py"): filled(template.TEST),
         Path(f"docs/methods/{name}.md"): filled(template.PAGE),
+        PAPERS / f"{name}.yaml": filled(template.SETTING),
     }
     there = [str(path) for path in written if (root / path).exists()]
     if there:

@@ -116,6 +116,23 @@ def test_without_its_term_it_is_coop(clip):
     torch.testing.assert_close(*losses)
 '''
 
+SETTING = """\
+# @PAPER@: change what follows to the paper's own setting.
+# Edit scenario.dataset: the folder that docs/data.md describes.
+name: @NAME@_paper
+backbone: {model: ViT-B-16-quickgelu, pretrained: openai}
+learner: {name: @NAME@}
+federation: {name: fedavg, rounds: 50}
+training:
+  optimizer: {name: sgd, lr: 0.002, momentum: 0.9, weight_decay: 5.0e-4}
+  batch_size: 32
+scenario:
+  dataset: oxford_pets:/data/coop
+  num_clients: 10
+  shots: 16
+  partition: iid
+"""
+
 PAGE = """\
 # @NAME@
 

@@ -44,7 +44,8 @@ class Choice:
     value, low, high: mean over seeds and its 95 % interval; second, gain: the next method, and by
     how much it is behind; end: megabytes per client at which the method's runs end; first: the
     lowest price of a round of any method. is_clear: whether the difference to the reference is more
-    than chance explains (paired bootstrap, p < 0.05).
+    than chance explains (paired bootstrap, p < 0.05). measured: the lowest price of a round that
+    was measured.
     """
 
     megabytes: float
@@ -61,6 +62,7 @@ class Choice:
     first: float = math.nan
     reference: Reference | None = None
     is_clear: bool = False
+    measured: float = math.nan
 
     @property
     def is_worth_it(self) -> bool:
@@ -85,15 +87,18 @@ class Cheapest:
 def choose(
     curves: MethodCurves, megabytes: float, reference: Reference | None, *, same_clients: bool
 ) -> Choice:
-    """The method with the highest mean among those that can send a round with every seed."""
+    """The method with the highest mean among those that can send a round with every seed.
+
+    Of equal ones it is the one that has sent least.
+    """
     places = {m: {s: c.place(megabytes) for s, c in own.items()} for m, own in curves.items()}
     able = [method for method, own in places.items() if None not in own.values()]
-    first = min(
-        (_first_round(c) for own in curves.values() for c in own.values()), default=math.nan
-    )
-    none = Choice(megabytes, None, first=first, reference=reference)
+    each = [curve for own in curves.values() for curve in own.values()]
+    first = min(map(_first_round, each), default=math.nan)
     if not able:
-        return none
+        measured = min(map(_first_measured, each), default=math.nan)
+        return Choice(megabytes, None, first=first, measured=measured, reference=reference)
+    able.sort(key=lambda m: max(curves[m][s].num_bytes[i] for s, i in places[m].items() if i))
     values: dict[str, dict[int, Sequence[float | None]]] = {m: {} for m in able}
     means: dict[str, list[float]] = {m: [] for m in able}
     for method in able:
@@ -169,6 +174,11 @@ def sentence(choice: Choice, what: str) -> str:
     free = "" if reference is None else f"{reference.name} ({_percent(reference.value)})"
     if choice.method is None:
         left = f" What sends nothing: {free}." if free else ""
+        if choice.first <= choice.megabytes:
+            return (
+                f"{at} no method was measured (evaluation.every); the first measured round needs "
+                f"{_mb(choice.measured)}.{left}"
+            )
         return f"{at} no method can send a round; the cheapest needs {_mb(choice.first)}.{left}"
     value = f"{_percent(choice.value)} {what}"
     if choice.low is not None and choice.high is not None:
@@ -176,7 +186,9 @@ def sentence(choice: Choice, what: str) -> str:
     chance = "" if choice.is_clear else " (chance alone could explain that difference)"
     parts = []
     if choice.second is not None and choice.gain is not None:
-        parts.append(f"{100 * choice.gain:.1f} points above {choice.second}")
+        points = f"{100 * choice.gain:.1f}"
+        is_level = float(points) == 0
+        parts.append(f"{'level with' if is_level else f'{points} points above'} {choice.second}")
     if not choice.is_worth_it:
         return (
             f"{at} take {free}, which sends nothing. The best method that communicates is "
@@ -230,6 +242,10 @@ def _is_clear(ours: BySeed, reference: Reference | None, same_clients: bool) -> 
 
 
 def _first_round(curve: Curve) -> float:
+    return next((b / BYTES_PER_MEGABYTE for b in curve.num_bytes[1:]), math.inf)
+
+
+def _first_measured(curve: Curve) -> float:
     pairs = zip(curve.num_bytes[1:], curve.values[1:], strict=True)
     return next((b / BYTES_PER_MEGABYTE for b, v in pairs if v is not None), math.inf)
 

@@ -24,8 +24,11 @@ from orchestrator.schema import leaves
 from scenarios.scored import TITLES, own_metric
 
 UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
-NUMBERS_WIDTH = 56
-"""Characters that the other columns of the list of runs take, with what is between them."""
+NUMBERS = ("seed", "state", "rounds", "score %", "MB", "age")
+"""Columns of the list of runs that are always there, and whole, as a run's name is, which may take
+two lines."""
+GAP = 3
+"""Characters between two columns."""
 
 
 @dataclass(frozen=True)
@@ -118,24 +121,38 @@ def show_runs(runs: Sequence[Listed], console: Console) -> None:
         console.print("no runs here yet: start one with `fedarena run`")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    widths = [max(len(run.run) for run in runs), min(16, max(len(run.method) for run in runs))]
-    # The numbers go first: what is left of the line is the scenario's.
-    widths.append(max(8, console.width - sum(widths) - NUMBERS_WIDTH))
-    for name, width in zip(("run", "method", "scenario"), widths, strict=True):
+    numbers = [_numbers(run) for run in runs]
+    taken = sum(GAP + max(map(len, column)) for column in zip(NUMBERS, *numbers, strict=True))
+    room = console.width + 1 - taken
+    widths = {"run": max(len(run.run) for run in runs)}
+    widths |= {"method": min(16, max(len(run.method) for run in runs)), "scenario": 8}
+    shown: list[str] = []
+    for name, width in widths.items():  # what has no room is left out; the last one has the rest
+        if shown and room < GAP + width:
+            break
+        room -= GAP + width
+        shown.append(name)
+    table.add_column("run", overflow="fold")
+    for name in shown[1:]:
+        width = widths[name] + (room if name == "scenario" else 0)
         table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=width)
-    for column in ("seed", "state", "rounds", "score %", "MB", "age"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for run in runs:
-        cells = [run.run, run.method, run.scenario, "" if run.seed is None else str(run.seed)]
-        cells += [run.state, "" if run.rounds is None else str(run.rounds)]
-        cells += ["" if run.score is None else f"{100 * run.score:.1f}"]
-        cells += ["" if run.megabytes is None else significant(run.megabytes), age(run.age_s)]
-        table.add_row(*map(escape, cells))
+    for name in NUMBERS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for run, own in zip(runs, numbers, strict=True):
+        table.add_row(*(escape(str(vars(run)[name])) for name in shown), *own)
     console.print(table)
     console.print(
         "  score: accuracy of the clients' models, or what evaluation.headline says, last measured "
         "round; MB: sent by and to all clients"
     )
+
+
+def _numbers(run: Listed) -> list[str]:
+    """A run's cells below ``NUMBERS``."""
+    cells = ["" if run.seed is None else str(run.seed), run.state]
+    cells += ["" if run.rounds is None else str(run.rounds)]
+    cells += ["" if run.score is None else f"{100 * run.score:.1f}"]
+    return [*cells, "" if run.megabytes is None else significant(run.megabytes), age(run.age_s)]
 
 
 def show_run(run: Described, console: Console) -> None:

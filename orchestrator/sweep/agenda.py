@@ -6,6 +6,7 @@ so a sweep that starts again makes the same decisions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -139,15 +140,24 @@ def num_tuning(design: Design, group: Group) -> int:
     tuning = design.sweep.tuning
     if tuning is None or not group.axes:
         return 0
-    if isinstance(design.sweep.searcher, OptunaSearch):
+    if _asks_optuna(design, group):
         return tuning.trials_per_method
     return len(design.points(group))
+
+
+def _asks_optuna(design: Design, group: Group) -> bool:
+    """Whether there is anything to search: a space of few points is tried as a whole."""
+    tuning = design.sweep.tuning
+    if tuning is None or not isinstance(design.sweep.searcher, OptunaSearch):
+        return False
+    sizes = [axis.size for axis in group.axes.values()]
+    return bool(sizes) and math.prod(sizes) > tuning.trials_per_method
 
 
 def proposer(design: Design, group: Group) -> Proposer:
     """Where a group's points come from: its own study, or draws by name."""
     sweep = design.sweep
-    if isinstance(sweep.searcher, OptunaSearch) and sweep.tuning is not None and group.axes:
+    if isinstance(sweep.searcher, OptunaSearch) and sweep.tuning and _asks_optuna(design, group):
         seed = derive(sweep.tuning_seed, "optuna", group.key) % 2**32
         return Study(group.axes, sweep.tuning.trials_per_method, sweep.searcher.batch, seed)
     return Draws(design.points(group))

@@ -81,9 +81,9 @@ def run_and_show(sweep: SweepConfig, *, quiet: bool) -> None:
     try:
         with SweepWatcher(quiet=quiet) as watcher:
             result = run_sweep(sweep, audience=watcher)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # the second is SIGTERM's: see stopping.py
         click.echo(f"\ninterrupted; go on with: fedarena resume {sweep.name}", err=True)
-        raise SystemExit(130) from None
+        raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     show_sweep(result)
     if result.failed or result.lost or result.not_mirrored:
         raise SystemExit(1)

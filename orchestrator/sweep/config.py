@@ -106,6 +106,13 @@ class Axis:
         return tuple(self.grid or self.variants or self.choice or ())
 
     @property
+    def size(self) -> float:
+        """How many values there are; infinite for a range of real numbers."""
+        if self.integers is not None:
+            return self.integers[1] - self.integers[0] + 1
+        return len(self.values) or math.inf
+
+    @property
     def extremes(self) -> tuple[Any, ...]:
         """Values that stand for all: those of a list, or the lowest and the highest."""
         return self.values or self.uniform or self.log_uniform or self.integers or ()
@@ -190,8 +197,9 @@ class Tuning:
 class SweepConfig:
     """A grid of experiments.
 
-    base: settings that all trials have, inline or as a file. seeds: of training, a list or how
-    many; with ``vary_data`` the i-th seed also draws the data anew (scenario.seed + i).
+    base: settings that all trials have, inline or as a file. seeds: of training, a list, or how
+    many, counted up from the base's; with ``vary_data`` the i-th seed also draws the data anew
+    (scenario.seed + i).
     budgets: megabytes per client, both ways, at which methods are compared. Where the learning
     rate does not follow the end of the run and all clients take part in every round, one run up
     to the largest answers all of them; elsewhere each is a run of its own.
@@ -224,6 +232,11 @@ class SweepConfig:
                 f"budgets = {list(self.budgets)} is not allowed: name megabytes per client above "
                 "0, each once, such as [0.25, 1, 4]."
             )
+        if self.tuning is not None and self.tuning.seed in self.seed_list:
+            faults.append(
+                f"tuning.seed = {self.tuning.seed} is a seed of the test trials too "
+                f"({', '.join(map(str, self.seed_list))}): name another one, or leave it out."
+            )
         if self.tuning is None and isinstance(self.scheduler, Asha):
             faults.append("scheduler = asha only ends tuning trials: add a section tuning.")
         if self.tuning is None and isinstance(self.searcher, OptunaSearch):
@@ -233,7 +246,11 @@ class SweepConfig:
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        if not isinstance(self.seeds, int):
+            return self.seeds
+        first = self.base.get("seed", 0) if isinstance(self.base, Mapping) else 0
+        first = first if isinstance(first, int) else 0  # load_sweep refuses others
+        return tuple(range(first, first + self.seeds))
 
     @property
     def settings(self) -> dict[str, Any]:

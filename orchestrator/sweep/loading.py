@@ -53,6 +53,7 @@ def load_sweep(
     reader = Reader()
     for override in overrides:
         raw = _overridden(reader, raw, override)
+    _note_seed(reader, raw, overrides)
     axes = raw.pop("axes", None) or {}
     sweep = reader.section(SWEEP, raw, "")
     found = _axes(reader, axes)
@@ -81,6 +82,11 @@ def _base(raw: Any, here: Path) -> Any:
 def _overridden(reader: Reader, raw: dict[str, Any], override: str) -> dict[str, Any]:
     path, _, text = override.partition("=")
     keys = path.strip().split(".")
+    known = slots(SweepConfig).keys() | slots(ExperimentConfig).keys() | {"method"}
+    if keys[0] not in known:
+        hint = did_you_mean(keys[0], known)
+        reader.note(path, f"{path} is no setting of a sweep, nor of its base.{hint}")
+        return raw
     if keys[0] not in slots(SweepConfig):
         return {**raw, "base": reader.override(raw["base"], override)}
     if keys[0] == "base":
@@ -94,6 +100,20 @@ def _overridden(reader: Reader, raw: dict[str, Any], override: str) -> dict[str,
     if keys[0] == "axes":
         return {**raw, "axes": {**(raw.get("axes") or {}), ".".join(keys[1:]): value}}
     return put(SWEEP, raw, keys, value)
+
+
+def _note_seed(reader: Reader, raw: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse a base's seed that cannot be counted from, or that an override sets in vain."""
+    base = raw["base"]
+    seed = base.get("seed", 0) if isinstance(base, Mapping) else 0
+    if not isinstance(seed, int):
+        reader.refuse("seed", seed, "a whole number.")
+    elif isinstance(raw.get("seeds"), list) and any(
+        override.partition("=")[0].strip() == "seed" for override in overrides
+    ):
+        reader.note(
+            "seed", f"seed = {seed} has no effect beside seeds = {raw['seeds']}: set seeds."
+        )
 
 
 def _axes(reader: Reader, raw: Any) -> dict[str, Axis]:

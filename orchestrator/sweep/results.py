@@ -12,14 +12,12 @@ from orchestrator.checkpoint import RunStore
 from orchestrator.results import Result
 from orchestrator.sweep.agenda import Agenda, Choice
 from orchestrator.sweep.config import label
-from orchestrator.sweep.design import Design
+from orchestrator.sweep.design import MEGABYTES, Design
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.sweep.run import Ended
-
-IDENTITY = ("method", "stage", "seed", "status", "run")
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,9 @@ class SweepResult:
             ),
         )
         axes = [n for n in design.sweep.axes if any(n in e.trial.cell for e in ended)]
+        budgets = {e.trial.cell[MEGABYTES] for e in ended if MEGABYTES in e.trial.cell}
+        if MEGABYTES not in axes and len(budgets) > 1:  # those that are a run each
+            axes.append(MEGABYTES)
         return cls(store.folder, axes, ordered, agenda.choices, agenda.lost)
 
     @property

@@ -97,6 +97,12 @@ def find_sweep(name: str, folder: Path) -> Path | None:
     return found[0] if found else None
 
 
+def known_sweeps(folder: Path) -> str:
+    """The names of a folder's sweeps, in a message that asks for one."""
+    found = sorted(path.parent.name for path in (folder / SWEEPS).glob(f"*/{SWEEP_FILE}"))
+    return f"Sweeps in {folder}: {', '.join(found) or 'none'}."
+
+
 def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """The sweep that a folder is about."""
     raw: Any = read_yaml(folder / SWEEP_FILE)

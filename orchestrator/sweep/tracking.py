@@ -27,7 +27,7 @@ from orchestrator.mlflow_access import THREAD_PREFIX, Attempts, connect, without
 from orchestrator.results import Result
 from orchestrator.sweep.config import label
 from orchestrator.sweep.design import Design, Trial
-from orchestrator.sweep.state import find_sweep, read_sweep
+from orchestrator.sweep.state import find_sweep, known_sweeps, read_sweep
 from orchestrator.tracking import HASH_TAG, RunInfo, Status, Tracker
 from scenarios.scored import own_metric
 
@@ -169,7 +169,13 @@ class SweepTracker:
     @property
     def _sent_mark(self) -> str:
         """Says that MLflow has all of a run, as a child of this sweep."""
-        return f"{without_password(self._uri)}\n{self._experiment}\n{self._parent_id}\n"
+        place = without_password(self._uri)
+        return f"{place}\n{self._experiment}\n{self._parent_id}\n{self._own_tag}\n"
+
+    @property
+    def _own_tag(self) -> str:
+        """What says of a run that this sweep has it: a later one that has it too is its parent."""
+        return f"{SWEEP_TAG}.{self._store.folder.name}"
 
     def _drop(self, child: _Child) -> None:
         with self._wake:
@@ -180,7 +186,8 @@ class SweepTracker:
         trial, config = child.trial, child.trial.config
         name = child.run.name.rpartition("-")[0]
         own = {"method": trial.method, "stage": trial.stage}
-        own |= {self._design.short(axis): value for axis, value in trial.cell.items()}
+        values = {**trial.cell, **{axis: label(value) for axis, value in trial.tuned.items()}}
+        own |= {self._design.short(axis): value for axis, value in values.items()}
         tags = {
             HASH_TAG: trial.hash,
             PARENT_TAG: self._parent_id,
@@ -188,6 +195,7 @@ class SweepTracker:
             METHOD_TAG: trial.method,
             SCENARIO_TAG: scenario_label(config),
             STAGE_TAG: trial.stage,
+            self._own_tag: trial.stage,
         }
         tags |= {f"fedarena.{key}": str(value) for key, value in child.facts.items()}
         return RunInfo(child.run.name, name, {**flat(config), **own}, tags)
@@ -222,14 +230,14 @@ def charts_page(sweep: str, folder: Path) -> tuple[str, str]:
     """
     found = find_sweep(sweep, folder)
     if found is None:
-        raise StateError(f"there is no sweep {sweep} in {folder}: `fedarena runs` lists what is.")
+        raise StateError(f"there is no sweep {sweep}. {known_sweeps(folder)} Or pass --folder.")
     config = Design(read_sweep(found)).check()[0].config
     if not config.tracking.enabled:
         raise StateError(f"{sweep} was not tracked: tracking.enabled is false.")
     uri = tracking_uri(config.tracking.uri)
     _, experiment = connect(uri, config.tracking.experiment)
     wanted = {
-        "searchFilter": f"tags.`{SWEEP_TAG}` = '{found.name}' and tags.`{STAGE_TAG}` = 'test'",
+        "searchFilter": f"tags.`{SWEEP_TAG}.{found.name}` = 'test'",
         "orderByKey": f"metrics.`{own_metric(config.headline)}`",
         "orderByAsc": "false",
         "compareRunsMode": "CHART",

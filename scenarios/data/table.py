@@ -22,6 +22,7 @@ from fl_core.errors import DataError, did_you_mean
 from scenarios.data.columns import ColumnItems, Shard, num_rows, open_schema, read_columns
 from scenarios.data.dataset import DEFAULT_TEMPLATES, Bytes, Modality, hash_array
 from scenarios.data.draft import NUM_LISTED, SPLIT_CODES, Draft
+from scenarios.data.hub import FORMATS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -288,10 +289,16 @@ class _Table:
         try:
             return read()
         except (pa.ArrowException, OSError) as error:
-            kind = {"parquet": "Parquet", "arrow": "Arrow", "jsonl": "JSON lines"}[
-                self.shards[0].format
-            ]
+            path, kind, _ = self.shards[0]
+            if path.suffix not in FORMATS:
+                raise DataError(
+                    f"{self.where} is no Parquet file, and its ending names no other kind of "
+                    f"table that is read ({', '.join(FORMATS)}). Write it as one of these; CSV: "
+                    "pandas.read_csv(OLD).to_parquet(NEW)."
+                ) from error
+            called = {"parquet": "Parquet", "arrow": "Arrow", "jsonl": "JSON lines"}[kind]
+            why = str(error).rstrip(".")
             raise DataError(
-                f"{self.where} is not a readable {kind} file: {error}. Build or download it "
-                "again; for a packaged data set reinstall fedarena."
+                f"{self.where} is not a readable {called} file: {why}. Correct it, or build or "
+                "download it again; for a packaged data set reinstall fedarena."
             ) from error

@@ -28,13 +28,10 @@ _TWO_SENTENCES = "First: {sentence1}\nSecond: {sentence2}\n"
 _TWO_IMPLY = _TWO_SENTENCES + "Does the first text imply the second?"
 
 
-def _glue(
-    name: str, family: str, form: Form, *, config: str = "", test: str = "validation"
-) -> TextTask:
-    config = config or name
+def _glue(name: str, family: str, form: Form, *, test: str = "validation") -> TextTask:
     splits = {"train": "train", "test": test}
-    folders = (config, f"glue/{config}")
-    return TextTask(name, family, "nyu-mll/glue", form, splits, config, folders=folders)
+    folders = (name, f"glue/{name}")
+    return TextTask(name, family, "nyu-mll/glue", form, splits, name, folders=folders)
 
 
 _GLUE: tuple[TextTask, ...] = (

@@ -218,7 +218,7 @@ def test_a_folder_that_may_be_lost_may_be_relative(folder):
     assert "folder=" not in entrypoint
 
 
-def test_everything_that_would_be_lost_or_missing_is_told_at_once(folder, tmp_path):
+def test_everything_that_would_be_lost_or_missing_is_told_at_once(folder):
     with pytest.raises(ConfigError) as error:
         prepared("scenario.dataset=pictures/mine", folder=folder, state=None)
     told = "\n".join(error.value.faults)

@@ -299,7 +299,7 @@ def test_what_cannot_write_is_refused(llama, tmp_path):
         LoRA(max_new_tokens=0)
 
 
-def test_a_tokenizer_without_an_end_is_refused(llama):
+def test_a_tokenizer_without_an_end_is_refused():
     endless = SimpleNamespace(
         causal=True, info={"model": "endless"}, tokenizer=SimpleNamespace(eos_token_id=None)
     )

@@ -135,7 +135,7 @@ def test_patch_features_behind_an_attention_pooler_are_refused(tmp_path: Path) -
         clip.image_encoder(patches=True)
 
 
-def test_buffers_outside_the_state_dict_are_rebuilt_too(tmp_path: Path) -> None:
+def test_buffers_outside_the_state_dict_are_rebuilt_too() -> None:
     vision = {"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "avg"}
     vision |= {"timm_proj": "linear", "image_size": 224}
     torch.manual_seed(0)

@@ -14,7 +14,17 @@ from toys import Bench, linear_problem, uneven_shards
 from fl_core import wire
 from fl_core.aggregation import CountedMean, MeanAndEach, Partial, WeightedMean
 from fl_core.errors import ConfigError
-from fl_core.federation import Ditto, FedAvg, FedDyn, FedOpt, Finetune, LocalOnly, Robust, Scaffold
+from fl_core.federation import (
+    Ditto,
+    FedAvg,
+    FedDyn,
+    FedOpt,
+    Finetune,
+    LocalOnly,
+    PFedMe,
+    Robust,
+    Scaffold,
+)
 from fl_core.local import train_group
 from fl_core.optim import SGD
 from fl_core.robust_aggregation import RobustAggregator
@@ -240,6 +250,20 @@ def test_the_personal_model_of_a_client_is_used_and_is_its_own():
             assert torch.equal(model["weight"], bench.states[i]["personal.weight"])
             assert not torch.equal(model["weight"], server.tensors["weight"].double())
         assert not torch.equal(models[0]["weight"], models[1]["weight"])
+
+
+@pytest.mark.parametrize("kind", [Finetune, PFedMe])
+def test_a_client_that_was_never_drawn_uses_the_shared_model(kind):
+    rule = kind(rounds=2)
+    server, bench, _ = train(rule)
+    sent, problem = rule.broadcast(server), bench.problem
+    fresh = rule.init_client(problem.initial, problem.learner.tensors(problem.initial))
+    found = rule.personal_model(sent, fresh, {})
+    for name, tensor in sent.items():
+        assert torch.equal(found[name], tensor.to(found[name]))
+        assert not torch.equal(found[name], problem.initial[name])
+        own = rule.personal_model(sent, bench.states[0], {})
+        assert torch.equal(own[name], bench.states[0][f"personal.{name}"])
 
 
 @pytest.mark.parametrize("rule", [Scaffold(), FedDyn(), Ditto()], ids=lambda rule: rule.name)

@@ -180,7 +180,7 @@ def plain_sinkhorn(cost, eps, a, b, iterations, capped):
     return u[:, None] * k * v[None, :]
 
 
-def test_a_plan_is_that_of_plain_scaling_and_has_the_marginals(clip):
+def test_a_plan_is_that_of_plain_scaling_and_has_the_marginals():
     cost = torch.rand(3, 5, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     plans = transport_plan(cost, 0.1, 200, 0.0).numpy()
     expected = plain_sinkhorn(cost[1, 3].numpy(), 0.1, 1 / 6, 1 / 2, 200, capped=False)
@@ -189,7 +189,7 @@ def test_a_plan_is_that_of_plain_scaling_and_has_the_marginals(clip):
     np.testing.assert_allclose(plans.sum(axis=-2), 1 / 2, rtol=1e-9)
 
 
-def test_an_unbalanced_plan_moves_its_mass_and_overdraws_no_patch(clip):
+def test_an_unbalanced_plan_moves_its_mass_and_overdraws_no_patch():
     cost = torch.rand(4, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     plans = transport_plan(cost, 0.1, 500, 0.0, mass=0.8).numpy()
     expected = plain_sinkhorn(cost[2].numpy(), 0.1, 1 / 6, 0.4, 500, capped=True)
@@ -197,7 +197,7 @@ def test_an_unbalanced_plan_moves_its_mass_and_overdraws_no_patch(clip):
     np.testing.assert_allclose(plans.sum(axis=-2), 0.4, rtol=1e-9)
 
 
-def test_a_plan_stops_by_itself_whatever_else_is_in_the_batch(clip):
+def test_a_plan_stops_by_itself_whatever_else_is_in_the_batch():
     draws = torch.Generator().manual_seed(0)
     cost = torch.rand(6, 8, 3, generator=draws, dtype=torch.float64)
     cost[0] *= 1e-3  # is done at once, the others later
@@ -463,8 +463,13 @@ def test_proda_with_a_prompt_batch_of_all_draws_none(clip):
     batch = batch_of(parts[0])._replace(key=torch.tensor(3))
     losses = [p.learner.loss(away_from(p.initial), p.frozen, batch) for p in parts]
     assert torch.equal(*losses)
-    with pytest.raises(ConfigError, match="prompt_batch = 3"):
-        ProDA(num_prompts=4, prompt_batch=3)
+
+
+@pytest.mark.parametrize(("num_prompts", "prompt_batch"), [(4, 3), (8, 3), (8, 2), (32, 1)])
+def test_proda_refuses_a_batch_in_which_some_prompts_would_have_no_turn(num_prompts, prompt_batch):
+    with pytest.raises(ConfigError, match=f"prompt_batch = {prompt_batch}"):
+        ProDA(num_prompts=num_prompts, prompt_batch=prompt_batch)
+    ProDA(num_prompts=3, prompt_batch=prompt_batch)  # all at the end
 
 
 def test_the_loss_of_proda_is_above_the_expected_cross_entropy(clip):

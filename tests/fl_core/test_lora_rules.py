@@ -52,7 +52,6 @@ from fl_core.work import Training
 SHARES = [n / NUM for n in SIZES]
 SCALE = 1.5
 FACTORS = ("A1", "B1", "A2", "B2")
-WIDTHS = (6, 5, 4)
 RANK = 2
 SUM_IN, SUM_OUT, DENSE = 6 + 5, 5 + 4, 6 * 5 + 5 * 4
 
@@ -423,6 +422,17 @@ def test_feddpa_f_tunes_from_the_broadcast():
     for client in range(3):
         for name, tensor in other.states[client].items():
             assert torch.equal(tensor, bench.states[client][name])
+
+
+def test_a_client_of_feddpa_f_that_was_never_drawn_predicts_as_the_shared_model():
+    rule = FedDPAF(rounds=2, weighting="constant")
+    servers, _, bench = train(rule)
+    problem, theta = bench.problem, servers[-1].tensors
+    specs = problem.learner.tensors(problem.initial)
+    params = rule.personal_model(theta, rule.init_client(problem.initial, specs), specs)
+    ours = problem.learner.logits(params, problem.frozen, problem.inputs)
+    shared = problem.learner.logits(theta, problem.frozen, problem.inputs)
+    torch.testing.assert_close(ours, shared.to(ours), rtol=1e-6, atol=1e-7)
 
 
 def test_at_the_ends_of_the_mixture_feddpa_is_its_parents():

@@ -20,9 +20,7 @@ from fl_core.metrics import (
     ood_gap,
     over_clients,
     participation_gap,
-    per_class_accuracy,
     retention,
-    retention_ratio,
     share_worse_off,
     worst_share,
 )
@@ -112,15 +110,6 @@ def test_a_prediction_of_a_class_without_examples_costs_a_zero():
     assert macro_f1(counts) == pytest.approx((1 + 2 / 3 + 0) / 3)
     assert macro_f1(counts, [0, 1]) == pytest.approx((1 + 2 / 3) / 2)
     assert macro_f1(np.zeros((4, 4), dtype=np.int64)) is None
-
-
-def test_accuracy_per_class_is_scikit_learns_recall():
-    from sklearn.metrics import recall_score
-
-    labels, predicted, _ = scored()
-    expected = recall_score(labels, predicted, average=None)
-    assert per_class_accuracy(confusion(labels, predicted, 7)) == pytest.approx(list(expected))
-    assert per_class_accuracy(confusion(np.array([1]), np.array([0]), 3)) == [None, 0.0, None]
 
 
 def plain_ece(right, confidence, num_bins):
@@ -252,9 +241,7 @@ def test_the_harmonic_mean_of_three_is_scipys():
 def test_the_gap_and_the_retention_outside_the_distribution():
     assert ood_gap(0.8, 0.6) == pytest.approx(0.2)
     assert retention(0.6, 0.65) == pytest.approx(-0.05)
-    assert retention_ratio(0.6, 0.5) == pytest.approx(1.2)
-    assert retention_ratio(0.6, 0.0) is None
-    assert (ood_gap(None, 0.6), retention(0.6, None), retention_ratio(None, 0.5)) == (None,) * 3
+    assert (ood_gap(None, 0.6), retention(0.6, None)) == (None, None)
 
 
 def test_a_diverged_client_is_not_hidden():

@@ -430,6 +430,19 @@ def test_the_price_of_a_target_is_read_off_the_curve(compared, folder):
         assert found == pytest.approx(expected, nan_ok=True)
 
 
+def test_a_target_that_no_method_reaches_is_told_as_such(pair):
+    found = fedarena.compare(pair, seeds=2, references=False, target_accuracy=1.0)
+    assert "mb_to_target" not in found.summary
+    console = Console(width=160, record=True, file=io.StringIO())
+    show_comparison(found, console)
+    assert "MB to 100 %" in console.export_text()
+
+
+def test_one_file_in_place_of_a_list_is_refused_as_such():
+    with pytest.raises(ConfigError, match=r"give a list of them, \['one.yaml'\]"):
+        fedarena.compare("one.yaml")
+
+
 def test_files_hold_the_tables_and_the_picture_opens(compared, tmp_path):
     from PIL import Image
 

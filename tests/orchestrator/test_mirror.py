@@ -342,7 +342,7 @@ def test_a_url_without_a_run_says_what_to_name(bucket, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_exit_status_tells_of_a_copy_that_lacks_something(make_config, bucket, tmp_path):
+def test_the_exit_status_tells_of_a_copy_that_lacks_something(make_config, bucket):
     def cut(what, path):
         if what == "put" and "000003" in path:
             raise OSError("the line went dead")

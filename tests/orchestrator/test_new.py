@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from fl_core.errors import ConfigError
 from orchestrator.cli import main
-from orchestrator.new.learner import CONTENTS, METHODS, UNION, checkout, new_learner
+from orchestrator.new.learner import CONTENTS, METHODS, PAPERS, UNION, checkout, new_learner
 
 ROOT = Path(__file__).parents[2]
 PAPER = "MyPrompt (Doe et al., 2026, arXiv:2601.00001)"
@@ -20,7 +20,11 @@ PAPER = "MyPrompt (Doe et al., 2026, arXiv:2601.00001)"
 @pytest.fixture
 def copy(tmp_path):
     """The parts of the repository that a new learner touches, and that its tests need."""
-    for path in (METHODS, CONTENTS, Path("pyproject.toml")):
+    for folder in (METHODS.parent, PAPERS):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for path in (CONTENTS, Path("pyproject.toml")):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     shutil.copytree(
@@ -59,6 +63,8 @@ def test_what_is_written_passes_lint_its_own_test_and_the_laws(copy):
     out = run(copy, "pytest", "-q", "tests/fl_core/test_my_prompt.py", "tests/fl_core/test_laws.py",
               "-k", "my_prompt or MyPrompt", "-p", "no:cacheprovider")  # fmt: skip
     assert int(out.split(" passed")[0].split()[-1]) > 10
+    run(copy, "pytest", "-q", "tests/test_papers.py", "-k", "my_prompt or every_learner",
+        "-p", "no:cacheprovider")  # fmt: skip
 
 
 def test_its_lines_stand_in_every_list_once(copy):
@@ -74,7 +80,9 @@ def test_its_lines_stand_in_every_list_once(copy):
     assert (copy / METHODS).read_text().count('"my_prompt": Method(') == 1
     assert "[my_prompt](my_prompt.md)" in (copy / CONTENTS).read_text()
     assert (copy / "docs/methods/my_prompt.md").read_text().startswith("# my_prompt\n")
-    assert {path.name for path in written} >= {"my_prompt.py", "test_my_prompt.py", "my_prompt.md"}
+    assert {path.name for path in written} >= {
+        "my_prompt.py", "test_my_prompt.py", "my_prompt.md", "my_prompt.yaml",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -103,7 +111,7 @@ def test_a_file_that_is_there_is_never_overwritten(copy):
     assert not (copy / "fl_core/learners/mine.py").exists()
 
 
-def test_this_repository_is_a_checkout_and_an_installed_package_is_none(tmp_path, monkeypatch):
+def test_this_repository_is_a_checkout_and_an_installed_package_is_none(monkeypatch):
     assert checkout() == ROOT
     monkeypatch.setattr("orchestrator.new.learner.UNION", Path("missing.py"))
     done = CliRunner().invoke(main, ["new", "learner", "mine", "--paper", PAPER])

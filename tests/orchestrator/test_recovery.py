@@ -205,7 +205,7 @@ def test_a_resume_with_a_changed_config_shows_the_difference(make_config):
         load_run("nothing", config.folder)
 
 
-def test_a_client_whose_data_are_spoilt_is_dropped_and_recorded(make_config, monkeypatch):
+def test_a_client_whose_data_are_spoilt_is_dropped_and_recorded(make_config):
     config = make_config("resources.retries=1")
     actor = CoordinatorHost()
     events = actor.run(config)

@@ -1,6 +1,7 @@
 """The report: its numbers are those of the runs, its page is whole and safe, its answer right."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import fedarena
 from fl_core.errors import ConfigError, StateError
@@ -30,7 +32,7 @@ from orchestrator.report.decisions import (
 )
 from orchestrator.report.formats import as_csv, as_json, as_latex
 from orchestrator.report.gather import gather
-from orchestrator.report.listing import age, describe_run, list_runs
+from orchestrator.report.listing import Listed, age, describe_run, list_runs, show_runs
 from orchestrator.report.page import as_html
 from orchestrator.report.tables import Column, significant
 from orchestrator.report.write import write_report
@@ -181,6 +183,21 @@ def test_equal_methods_are_called_a_matter_of_chance():
     assert how_sure(found.verdict) == "chance alone could explain the lead over b"
 
 
+def test_of_equal_methods_the_one_that_sent_least_is_taken():
+    curves = {"dear": {0: made([0.1, 0.5])}, "cheap": {0: made([0.1, 0.5], price=10_000)}}
+    found = choose(curves, 1.0, None, same_clients=True)
+    assert (found.method, found.second) == ("cheap", "dear")
+    assert "It is level with dear." in sentence(found, "accuracy")
+
+
+def test_a_budget_between_two_measured_rounds_is_no_budget_below_one_round():
+    curve = replace(made([0.1, 0.5, 0.6]), values=[0.1, None, 0.6])
+    told = sentence(choose({"a": {0: curve}}, 0.1, None, same_clients=True), "accuracy")
+    assert "no method was measured (evaluation.every); the first measured round needs 0.2" in told
+    less = sentence(choose({"a": {0: curve}}, 0.09, None, same_clients=True), "accuracy")
+    assert "no method can send a round; the cheapest needs 0.1 MB" in less
+
+
 def test_what_sends_nothing_is_recommended_where_it_is_better():
     curves = {"a": {0: made([0.1, 0.5])}}
     found = choose(curves, 1.0, Reference("zero-shot", 0.6), same_clients=True)
@@ -311,7 +328,7 @@ def test_tables_show_rounded_numbers_in_the_unit_of_the_header(page, report):
     assert "MB per client" in page
 
 
-def test_names_with_dollars_and_underscores_are_drawn_as_they_are(report):
+def test_names_with_dollars_and_underscores_are_drawn_as_they_are():
     from orchestrator.report.figures import price_figure
 
     svg = price_figure({"_a$b$<c>": {0: made([0.1, 0.2])}}, {}, (1.0,), "accuracy")
@@ -449,6 +466,20 @@ def test_runs_lists_state_rounds_and_bytes(folder):
         assert run.score == records[-1].metrics[OWN]
     done = CliRunner().invoke(main, ["runs", "--folder", str(folder)])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_list_of_runs_cuts_no_name_and_no_number(folder, width):
+    name = "promptfl-alpha0.1-megabytes1-s0-4b96a7a7"
+    run = Listed(name, "promptfl", "photos " * 9, 0, "unfinished", 12, 0.279, 12_345.6, 900.0)
+    console = Console(file=io.StringIO(), width=width)
+    show_runs([run, *list_runs(folder)], console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    row = next(line for line in lines if "12,300" in line)
+    for cell in (name[:20], "unfinished", "12", "27.9", "15 min"):
+        assert cell in row
+    assert name in row or name in row.split()[0] + lines[lines.index(row) + 1].strip()
 
 
 def test_show_tells_settings_numbers_and_the_chosen_round(folder):

@@ -1,10 +1,12 @@
 """What MLflow says of runs and sweeps that were stopped or have failed, and what they let go."""
 
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -22,6 +24,7 @@ from orchestrator.sweep.design import Design
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.run import run_sweep
 from orchestrator.sweep.state import SweepStore, sweep_folder
+from orchestrator.sweep.state import to_yaml as sweep_yaml
 from orchestrator.sweep.tracking import SweepTracker
 
 NOBODY = "communication.max_update_norm=1e-9"
@@ -168,6 +171,23 @@ def test_a_sweep_that_is_stopped_is_killed_and_lets_go_of_its_trial(make_sweep, 
     with RunStore(trial.config.folder / trial.key).lock(wait_s=0.2):
         pass
     assert statuses(database) == {"pair": "KILLED", trial.name: "KILLED"}
+
+
+def test_a_sweep_that_is_stopped_says_how_to_go_on(make_sweep, tmp_path):
+    sweep = make_sweep("federation.rounds=100000", "evaluation.every=0")
+    (tmp_path / "pair.yaml").write_text(sweep_yaml(sweep))
+    (trial, _) = Design(sweep).check()
+
+    def stop():
+        rounds = trial.config.folder / trial.key / "rounds"
+        while not list(rounds.glob("*.json")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    done = CliRunner().invoke(main, ["sweep", str(tmp_path / "pair.yaml"), "--quiet"])
+    assert done.exit_code == 128 + signal.SIGTERM
+    assert "go on with: fedarena resume pair" in done.output
 
 
 def test_a_sweep_that_breaks_off_by_an_error_is_failed(make_sweep, database):

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -207,6 +208,17 @@ def test_summaries_are_means_over_seeds(make_sweep):
     assert (result.folder / "trials.csv").read_text().count("\n") == 16
 
 
+def test_budgets_that_are_a_run_each_are_cells_of_their_own_and_no_seeds(make_sweep):
+    axes = {"method": {"fedavg": {"federation": "fedavg"}, "local": {"federation": "local_only"}}}
+    sweep = make_sweep(axes, "federation.rounds=2", budgets=[8, 9], seeds=2)
+    result = run_sweep(sweep)
+    budgets = result.summary.index.get_level_values("communication.budget.megabytes")
+    assert list(budgets) == ["8", "9", ""]
+    assert (result.summary["count"]["rounds"] == 2).all()
+    told = (result.folder / "summary.csv").read_text().splitlines()
+    assert told[0].startswith("method,communication.budget.megabytes,")
+
+
 def test_mlflow_has_a_parent_and_a_child_per_trial(make_sweep, tmp_path):
     from mlflow import MlflowClient
 
@@ -237,6 +249,12 @@ def test_mlflow_has_a_parent_and_a_child_per_trial(make_sweep, tmp_path):
     assert (place, path) == (uri, f"/#/experiments/{experiment}/runs")
     (condition,) = parse_qs(query)["searchFilter"]
     assert len(client.search_runs([experiment], condition)) == 5  # all children, no parent
+    again = run_sweep(replace(sweep, name="again"))
+    moved = client.search_runs([experiment], f"tags.`fedarena.sweep` = '{again.folder.name}'")
+    assert len(moved) == 6
+    assert len(client.search_runs([experiment], condition)) == 5  # both sweeps have them
+    with pytest.raises(StateError, match=rf"no sweep gone\..* {result.folder.name}\. Or pass"):
+        charts_page("gone", tmp_path / "runs")
 
 
 def test_mlflow_that_runs_on_a_server_is_named_and_not_started_again(monkeypatch):

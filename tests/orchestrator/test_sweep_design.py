@@ -213,6 +213,44 @@ def test_overrides_reach_the_sweep_and_its_base():
     assert trials[0].config.federation.rounds == 7
 
 
+def test_how_many_seeds_count_up_from_that_of_the_base():
+    raw = {"base": {"seed": 4}, "axes": {"method": METHODS}, "seeds": 2}
+    assert load_sweep(raw).seed_list == (4, 5)
+    assert load_sweep(raw, ["seed=7"]).seed_list == (7, 8)
+    assert load_sweep(raw, ["seeds=[1]"]).seed_list == (1,)
+    with pytest.raises(ConfigError, match=r"seed = 7 has no effect beside seeds = \[1\]"):
+        load_sweep(raw, ["seed=7", "seeds=[1]"])
+    with pytest.raises(ConfigError, match=r"seed = 'x' .*a whole number"):
+        load_sweep(raw, ["seed=x"])
+
+
+def test_a_setting_that_neither_sweep_nor_base_has_is_told_with_those_of_both():
+    with pytest.raises(ConfigError) as caught:
+        load_sweep({"axes": {}}, ["bugets=[1]", "federaton.rounds=2", "method=kgcoop"])
+    assert len(caught.value.faults) == 2
+    assert "Did you mean 'budgets'" in str(caught.value)
+    assert "Did you mean 'federation'" in str(caught.value)
+
+
+def test_tuning_on_a_seed_of_the_test_is_refused():
+    axes = {"training.optimizer.lr": {"log_uniform": [0.001, 1.0]}}
+    (fault,) = faults_of(axes, seeds=[3, 5], tuning={"trials_per_method": 2, "seed": 5})
+    assert "tuning.seed = 5 is a seed of the test trials too (3, 5)" in fault
+    assert sweep_of(axes, seeds=2, tuning={"trials_per_method": 2}).tuning_seed == 2
+
+
+def test_a_space_of_few_points_is_tried_as_a_whole_by_every_searcher():
+    axes = {
+        "training.batch_size": {"integers": [4, 6]},
+        "training.schedule": {"choice": ["cosine", "constant"]},
+    }
+    settings = {"tuning": {"trials_per_method": 6}, "searcher": "optuna"}
+    agenda = Agenda(Design(sweep_of(axes, **settings)))
+    taken = [t for t in run_through(agenda) if t.stage == "tuning"]
+    tried = {(t.config.training.batch_size, t.config.training.schedule) for t in taken}
+    assert len(taken) == len(tried) == 6 == agenda.total - 1
+
+
 def test_a_sweep_comes_back_from_its_yaml(tmp_path):
     axes = {"method": METHODS, "training.optimizer.lr": LR}
     sweep = sweep_of(axes, tuning={"trials_per_method": 2}, searcher="optuna")

@@ -58,10 +58,6 @@ def test_half_of_the_views_are_mirrored_and_none_without_flip() -> None:
     assert 70 < count_mirrored(flip=True) < 130
 
 
-def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one.astype(int) - other.astype(int)).mean())
-
-
 @pytest.mark.parametrize("values", [{"views": -1}, {"views": 2, "min_area": 1.0}])
 def test_settings_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError):

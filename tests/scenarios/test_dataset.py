@@ -167,6 +167,12 @@ def test_a_file_without_labels_or_of_another_kind_is_refused(tmp_path, tables):
         load_dataset(str(tmp_path / "text.parquet"))
 
 
+def test_a_table_of_a_kind_that_is_not_read_is_told_what_is(tmp_path):
+    (tmp_path / "texts.csv").write_text("text,label\ngood,yes\n")
+    with pytest.raises(DataError, match=r"no Parquet file.*\.jsonl.*read_csv"):
+        load_dataset(str(tmp_path / "texts.csv"))
+
+
 def _fill_folder(tables, root, splits):
     for split in splits:
         for label in tables.CLASSES:

@@ -16,7 +16,7 @@ from feature_toys import FEATURES, KEY
 
 from fl_core.errors import DataError, ResourceError
 from scenarios.data.catalogue import load_dataset
-from scenarios.encode import chunk_rows, encode_chunk, encode_dataset
+from scenarios.encode import chunk_rows, encode_chunk
 from scenarios.features import FeatureStore
 
 BUILD_SLOWLY = """
@@ -33,7 +33,7 @@ def build():
         yield np.full((5, 6), part, dtype=np.float32)
 print("ready", flush=True)
 sys.stdin.readline()
-print(FeatureStore(root).get_or_build(key, 10, build).sum())
+print(FeatureStore(root).write(key, build(), (10, 6)).sum())
 """
 
 
@@ -58,7 +58,9 @@ def start(process: subprocess.Popen) -> None:
 
 
 def no_build():
+    """Chunks that nobody may ask for."""
     raise AssertionError("nothing is to be computed")
+    yield
 
 
 @pytest.fixture
@@ -80,9 +82,8 @@ def test_what_was_written_is_read_back_bit_for_bit(store, dtype, shape):
 
 
 def test_the_second_use_computes_nothing(store):
-    first = store.get_or_build(KEY, 10, lambda: iter([FEATURES]))
-    assert np.array_equal(store.get_or_build(KEY, 10, no_build), first)
-    assert np.array_equal(store.write(KEY, (no_build() for _ in "x"), (10, 6)), first)
+    first = store.write(KEY, iter([FEATURES]), (10, 6))
+    assert np.array_equal(store.write(KEY, no_build(), (10, 6)), first)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +146,7 @@ def test_a_damaged_entry_counts_as_absent_and_is_built_again(store, damage, capl
     with caplog.at_level(logging.WARNING):
         assert store.open(KEY) is None
     assert "counts as absent" in caplog.text
-    assert store.entries() == []
-    assert np.array_equal(store.get_or_build(KEY, 10, lambda: iter([FEATURES])), FEATURES)
+    assert np.array_equal(store.write(KEY, FEATURES, (10, 6)), FEATURES)
 
 
 def test_an_entry_under_a_wrong_name_is_not_used(store):
@@ -177,7 +177,7 @@ def test_what_a_killed_writer_left_is_removed_and_built_again(tmp_path):
     assert store.open(KEY) is None
     store.write(replace(KEY, data="another entry"), FEATURES, (10, 6))
     assert not list(root.glob("*.tmp"))
-    assert np.array_equal(store.get_or_build(KEY, 10, lambda: iter([FEATURES])), FEATURES)
+    assert np.array_equal(store.write(KEY, FEATURES, (10, 6)), FEATURES)
 
 
 def test_a_failed_build_leaves_nothing_and_can_be_repeated(store):
@@ -186,15 +186,15 @@ def test_a_failed_build_leaves_nothing_and_can_be_repeated(store):
         raise DataError("image 5 is unreadable")
 
     with pytest.raises(DataError, match="image 5"):
-        store.get_or_build(KEY, 10, fail)
+        store.write(KEY, fail(), (10, 6))
     assert [path.suffix for path in store.root.iterdir()] == [".lock"]
-    assert np.array_equal(store.get_or_build(KEY, 10, lambda: iter([FEATURES])), FEATURES)
+    assert np.array_equal(store.write(KEY, FEATURES, (10, 6)), FEATURES)
 
 
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        ([], "no chunk for 10 rows"),
+        ([], "ended after 0 of 10"),
         ([FEATURES[:4]], "ended after 4 of 10"),
         ([FEATURES, FEATURES], "after 10 rows do not fit"),
         ([FEATURES[:4], FEATURES[4:, :3]], "do not fit an entry float32"),
@@ -203,8 +203,8 @@ def test_a_failed_build_leaves_nothing_and_can_be_repeated(store):
 )
 def test_chunks_that_do_not_fit_are_refused(store, chunks, message):
     with pytest.raises(DataError, match=message):
-        store.get_or_build(KEY, 10, lambda: iter(chunks))
-    assert store.entries() == []
+        store.write(KEY, iter(chunks), (10, 6))
+    assert store.open(KEY) is None
 
 
 def test_a_full_disk_is_told_with_bytes_place_and_next_step(tmp_path, tables):
@@ -223,7 +223,8 @@ def build():
         seen.append(part)
         yield np.zeros((1000, 64), dtype=np.float32)
 try:
-    store.get_or_build(FeatureKey("w", "d", "t", "global", "float32", "cpu", "2", 8), 4000, build)
+    key = FeatureKey("w", "d", "t", "global", "float32", "cpu", "2", 8)
+    store.write(key, build(), (4000, 64))
 except ResourceError as error:
     print(error, seen, [path.suffix for path in store.root.iterdir()])
 """
@@ -232,7 +233,7 @@ except ResourceError as error:
     assert str(tmp_path / "store") in message
     assert "are free" in message
     assert "Move the feature store" in message
-    assert message.endswith("[0] ['.lock']")
+    assert message.endswith("[] ['.lock']")
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ def test_a_full_file_system_is_told_and_still_serves_what_it_has(tiny_disk):
     with pytest.raises(ResourceError, match=r"needs 512,000 bytes, [\d,]+ are free"):
         store.write(replace(KEY, data="large"), large, large.shape)
     assert not list(store.root.glob("*.tmp"))
-    assert np.array_equal(store.get_or_build(KEY, 10, no_build), FEATURES)
+    assert np.array_equal(store.write(KEY, no_build(), (10, 6)), FEATURES)
 
 
 def test_no_write_access_is_told_with_the_next_step(tmp_path):
@@ -263,14 +264,6 @@ def test_no_write_access_is_told_with_the_next_step(tmp_path):
     store = FeatureStore(tmp_path / "file" / "store")
     with pytest.raises(ResourceError, match=r"cannot be written.*Move the feature store"):
         store.write(KEY, FEATURES, (10, 6))
-
-
-def test_entries_and_sizes_are_listed_for_the_plan(store):
-    assert (store.entries(), store.size_bytes) == ([], 0)
-    store.write(KEY, FEATURES, (10, 6))
-    (entry,) = store.entries()
-    assert (entry.digest, entry.shape, entry.key["weights"]) == (KEY.digest, (10, 6), "w")
-    assert FEATURES.nbytes < store.size_bytes == entry.size_bytes < FEATURES.nbytes + 3000
 
 
 def _transform(image):
@@ -287,8 +280,9 @@ def test_encoded_rows_do_not_depend_on_how_the_work_is_shared(toy_path):
         return layer(inputs.flatten(1))
 
     rows = np.arange(len(dataset))[:27]
-    together = np.concatenate(list(encode_dataset(dataset, rows, encoder, _transform, 8)))
     parts = chunk_rows(rows, 8)
+    chunks = [encode_chunk(dataset, part, encoder, _transform, 8) for part in parts]
+    together = np.concatenate(chunks)
     apart = [encode_chunk(dataset, part, encoder, _transform, 8) for part in reversed(parts)]
     assert together.shape == (27, 5)
     assert np.array_equal(together, np.concatenate(apart[::-1]))
@@ -299,11 +293,8 @@ def test_an_unreadable_image_ends_the_build_and_leaves_no_entry(tables, tmp_path
     records = tables.rows()
     records[9]["image"] = b"damaged"
     dataset = load_dataset(str(tables.write(tmp_path / "toy.parquet", records)))
-    rows = np.arange(len(dataset))
-
-    def build():
-        return encode_dataset(dataset, rows, lambda x: x.flatten(1), _transform, 8)
-
+    parts = chunk_rows(np.arange(len(dataset)), 8)
+    chunks = (encode_chunk(dataset, p, lambda x: x.flatten(1), _transform, 8) for p in parts)
     with pytest.raises(DataError, match="row 9"):
-        store.get_or_build(KEY, len(dataset), build)
-    assert store.entries() == []
+        store.write(KEY, chunks, (len(dataset), 192))
+    assert store.open(KEY) is None

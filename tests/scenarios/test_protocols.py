@@ -176,7 +176,7 @@ def test_clients_with_disjoint_classes_choose_among_their_own(toy):
     assert (masks.sum(axis=1) == 1).all()
 
 
-def test_a_single_class_has_no_novel_half(other):
+def test_a_single_class_has_no_novel_half():
     single = made(classes=("ant",))
     with pytest.raises(DataError, match="needs 2 classes or more"):
         build(BaseToNovel(), single)

@@ -8,7 +8,6 @@ from PIL import Image
 from scipy.fft import dctn
 
 SIZE = 64
-HASH_BITS = 64
 NEAR_DUPLICATE_BITS = 4
 
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.slices import Bundle, check_placement
+from cluster.slices import Bundle, check_placement, in_words
 from fl_core.errors import ResourceError
 
 logger = logging.getLogger(__name__)
@@ -38,15 +38,16 @@ def reserve(num: int, bundle: Bundle, wait_s: float = math.inf) -> Slices:
     check_placement(num, cluster_nodes(), bundle)
     group = placement_group([bundle] * num, strategy="PACK")
     try:
-        _wait_for(group, f"{num} slices of {bundle}", num, bundle, wait_s)
+        _wait_for(group, num, bundle, wait_s)
     except BaseException:
         remove_placement_group(group)
         raise
     return Slices(num, bundle, group)
 
 
-def _wait_for(group: Any, asked: str, num: int, bundle: Bundle, wait_s: float) -> None:
-    until, told = time.monotonic() + wait_s, False
+def _wait_for(group: Any, num: int, bundle: Bundle, wait_s: float) -> None:
+    asked = f"{num} slice{'s' if num > 1 else ''} of ({in_words(bundle)})"
+    until, told = time.monotonic() + wait_s, math.isfinite(wait_s)  # whose end tells
     while not group.wait(timeout_seconds=min(LOOK_AGAIN_S, until - time.monotonic())):
         check_placement(num, cluster_nodes(), bundle)  # a node may have gone
         if time.monotonic() >= until:

@@ -17,6 +17,11 @@ def slice_bundle(cpus: float, gpus: float, memory_gb: float) -> Bundle:
     return {name: amount for name, amount in wanted.items() if amount}
 
 
+def in_words(bundle: Bundle) -> str:
+    """What a slice reserves, as messages have it."""
+    return ", ".join(f"{name} {amount:g}" for name, amount in bundle.items())
+
+
 def equal_shares(need_bytes: float, gpu_bytes: float, most: int) -> float:
     """The largest equal share of a GPU, 1/n with n up to ``most``, of which n fit in its memory.
 
@@ -52,12 +57,11 @@ def check_placement(wanted: int, nodes: Sequence[Mapping[str, float]], bundle: B
     available = count_slices(nodes, bundle)
     if wanted <= available:
         return
-    asked = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items())
     per_node = "; ".join(
         ", ".join(f"{name} {node.get(name, 0.0):g}" for name in bundle) for node in nodes
     )
     raise ResourceError(
-        f"asked for {wanted} client actors of ({asked}) each; the cluster has room for {available} "
+        f"asked for {wanted} client actors of ({in_words(bundle)}) each; the cluster has room for {available} "
         f"(nodes: {per_node or 'none'}). Raise resources.clients_per_actor or set it to auto, make "
         "resources.slice smaller (fractions are fine), or add nodes."
     )

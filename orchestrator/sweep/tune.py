@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cluster.reserve import cluster_nodes
 from orchestrator.sweep.config import Asha
 from orchestrator.sweep.design import Trial
 from orchestrator.sweep.trial import trainable
+from orchestrator.sweep.waiting import Patience, why_none_runs
 
 if TYPE_CHECKING:
     from orchestrator.sweep.run import SweepRunner
@@ -49,11 +51,11 @@ def run_on_tune(runner: SweepRunner, shapes: Callable[[Trial], Shape]) -> None:
 
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    scratch = runner.store.folder / "tune"
+    scratch, searcher = runner.store.folder / "tune", _searcher(runner, shapes)
     tuner = tune.Tuner(
         tune.with_resources(trainable(), factory),
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(runner, shapes),
+            search_alg=searcher,
             scheduler=_scheduler(runner),
             num_samples=-1,
             reuse_actors=True,
@@ -64,6 +66,7 @@ def run_on_tune(runner: SweepRunner, shapes: Callable[[Trial], Shape]) -> None:
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_watch(lambda: searcher.last)],
         ),
     )
     try:
@@ -116,6 +119,22 @@ def _searcher(runner: SweepRunner, shapes: Callable[[Trial], Shape]) -> Any:
             """As above."""
 
     return Agenda()
+
+
+def _watch(shape: Callable[[], Shape]) -> Any:
+    """Tells of trials that wait for long; shape: of the last one that was handed out."""
+    from ray import tune
+
+    def why() -> str:
+        return why_none_runs(cluster_nodes(), shape().num_slots, dict(shape().bundle))
+
+    patience = Patience(why)
+
+    class Watch(tune.Callback):  # type: ignore[misc]
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            patience.look(trial.status for trial in trials)
+
+    return Watch()
 
 
 def _scheduler(runner: SweepRunner) -> Any:

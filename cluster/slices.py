@@ -61,9 +61,9 @@ def check_placement(wanted: int, nodes: Sequence[Mapping[str, float]], bundle: B
         ", ".join(f"{name} {node.get(name, 0.0):g}" for name in bundle) for node in nodes
     )
     raise ResourceError(
-        f"asked for {wanted} client actors of ({in_words(bundle)}) each; the cluster has room for {available} "
-        f"(nodes: {per_node or 'none'}). Raise resources.clients_per_actor or set it to auto, make "
-        "resources.slice smaller (fractions are fine), or add nodes."
+        f"asked for {wanted} client actors of ({in_words(bundle)}) each; the cluster has room for "
+        f"{available} (nodes: {per_node or 'none'}). Raise resources.clients_per_actor or set it to "
+        "auto, make resources.slice smaller (fractions are fine), or add nodes."
     )
 
 

@@ -62,8 +62,8 @@ def check_placement(wanted: int, nodes: Sequence[Mapping[str, float]], bundle: B
     )
     raise ResourceError(
         f"asked for {wanted} client actors of ({in_words(bundle)}) each; the cluster has room for "
-        f"{available} (nodes: {per_node or 'none'}). Raise resources.clients_per_actor or set it to "
-        "auto, make resources.slice smaller (fractions are fine), or add nodes."
+        f"{available} (nodes: {per_node or 'none'}). Raise resources.clients_per_actor or set it "
+        "to auto, make resources.slice smaller (fractions are fine), or add nodes."
     )
 
 

@@ -48,7 +48,7 @@ def reserve(num: int, bundle: Bundle, wait_s: float = math.inf) -> Slices:
 def _wait_for(group: Any, num: int, bundle: Bundle, wait_s: float) -> None:
     asked = f"{num} slice{'s' if num > 1 else ''} of ({in_words(bundle)})"
     until, told = time.monotonic() + wait_s, math.isfinite(wait_s)  # whose end tells
-    while not group.wait(timeout_seconds=min(LOOK_AGAIN_S, until - time.monotonic())):
+    while not group.wait(timeout_seconds=max(0.0, min(LOOK_AGAIN_S, until - time.monotonic()))):
         check_placement(num, cluster_nodes(), bundle)  # a node may have gone
         if time.monotonic() >= until:
             raise ResourceError(

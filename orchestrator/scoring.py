@@ -75,12 +75,13 @@ class Scorer:
         """All metrics of the state after a round; client states come from the ledger."""
         shared = self.rule.shared_model(server)
         broadcast = self.rule.broadcast(server)
+        start = shared or broadcast
         has_own = self.rule.personal_model(broadcast, fresh_state, self.specs) is not None
         exams = [
             Exam(
                 target,
                 self._shared(target, shared) if shared is not None else None,
-                self._own(target, server, fresh_state, has_own),
+                self._own(target, broadcast, start, fresh_state, has_own),
             )
             for target in self.targets
             if self._suits(target)
@@ -134,15 +135,21 @@ class Scorer:
         )
 
     def _own(
-        self, target: Target, server: ServerState, fresh_state: Params, has_own: bool
+        self,
+        target: Target,
+        broadcast: Params,
+        start: Params,
+        fresh_state: Params,
+        has_own: bool,
     ) -> list[AnyScored | None] | None:
-        """Every participant's own model on its rows; for newcomers what the protocol gives them."""
+        """Every participant's own model on its rows; for newcomers what the protocol gives them.
+
+        start: what newcomers adapt from.
+        """
         protocol, clients = self.newcomer, set(self._participants())
-        broadcast = self.rule.broadcast(server)
         if target.name == UNSEEN and isinstance(protocol, UnseenClients):
             clients = set(self.population.unseen.tolist())
             if protocol.newcomer == "adapt" and (broadcast or fresh_state):
-                start = self.rule.shared_model(server) or broadcast
                 return self._on_clients(target, start, clients, steps=protocol.adapt_steps)
             if protocol.newcomer == "mean_personal" and has_own:
                 mean = self._mean_personal(fresh_state)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fl_core.aggregation import Aggregator, WeightedMean, Weights, moved_by
 from fl_core.federation.base import LocalResult, Penalty, Rounds, Train
-from fl_core.federation.states import as_personal, personal_part, with_scope
+from fl_core.federation.states import as_personal, own_or, personal_part, with_scope
 from fl_core.learners.base import HasClassFeatures
 from fl_core.types import Params, Scope, ServerState, TensorSpec
 from fl_core.wire import Shapes
@@ -118,5 +118,5 @@ class Averaging(Rounds):
     def personal_model(
         self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
     ) -> Params | None:
-        own = personal_part(state)
+        own = own_or(broadcast, state)
         return {**broadcast, **own} if own else None

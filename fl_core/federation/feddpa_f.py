@@ -8,7 +8,7 @@ from typing import Literal
 
 from fl_core.federation.base import LocalResult, Train
 from fl_core.federation.personal import MixedAdapters
-from fl_core.federation.states import as_personal, not_started, own_or_shared, started, with_scope
+from fl_core.federation.states import as_personal, not_started, started, with_scope
 from fl_core.types import Params, TensorSpec
 
 
@@ -31,9 +31,3 @@ class FedDPAF(MixedAdapters):
         update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
         mark = started(state, train.num_steps)
         return LocalResult(update, as_personal(shared) | mark, metrics)
-
-    def personal_model(
-        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
-    ) -> Params | None:
-        own = own_or_shared(broadcast, state)
-        return super().personal_model(broadcast, as_personal(own), specs)

@@ -23,10 +23,9 @@ from fl_core.federation.averaging import (
 from fl_core.federation.base import LocalResult, Train, Trained
 from fl_core.federation.distances import Distance, feature_distance, micro_batch_distance
 from fl_core.federation.states import (
-    STARTED,
     as_personal,
     not_started,
-    own_or_shared,
+    own_or,
     personal_part,
     started,
     where,
@@ -92,8 +91,7 @@ class FedOA(Averaging):
             )
         held = personal_part(state)
         first = train.fresh if self.personal_init == "fresh" else broadcast
-        start = where(state[STARTED] > 0, held, {name: first[name] for name in held})
-        own = self._personal_step(train, start, broadcast)
+        own = self._personal_step(train, own_or(first, state), broadcast)
         new = as_personal(where(train.num_steps > 0, own.params, held))
         mark = started(state, train.num_steps)
         told = {n: own.metrics[n] for n in own.metrics if n != "train/loss"}
@@ -116,8 +114,3 @@ class FedOA(Averaging):
 
     def _distance(self, features: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
         return micro_batch_distance(self.distance, features, reference, mask, self.micro_batch)
-
-    def personal_model(
-        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
-    ) -> Params | None:
-        return {**broadcast, **own_or_shared(broadcast, state)}

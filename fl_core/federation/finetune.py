@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fl_core.federation.averaging import Averaging, own_copy_faults
 from fl_core.federation.base import LocalResult, Train
-from fl_core.federation.states import as_personal, not_started, own_or_shared, started, with_scope
+from fl_core.federation.states import as_personal, not_started, started, with_scope
 from fl_core.types import Params, TensorSpec
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ class Finetune(Averaging):
     """FedAvg whose clients also keep what they have trained from the shared model they got last.
 
     A client's local steps in a round are its fine-tuning of that round's broadcast, so this costs
-    no step and no byte more than FedAvg. A client that has not taken part yet uses
-    the shared model.
+    no step and no byte more than FedAvg. A client that has not taken part yet uses the shared
+    model.
     """
 
     name: Literal["finetune"] = "finetune"
@@ -39,8 +39,3 @@ class Finetune(Averaging):
         update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
         mark = started(state, train.num_steps)
         return LocalResult(update, as_personal(params) | mark, metrics)
-
-    def personal_model(
-        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
-    ) -> Params | None:
-        return {**broadcast, **own_or_shared(broadcast, state)}

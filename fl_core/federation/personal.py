@@ -19,6 +19,7 @@ from fl_core.federation.states import (
     as_personal,
     kept,
     model_part,
+    own_or,
     personal_part,
     with_scope,
 )
@@ -95,7 +96,7 @@ class MixedAdapters(Averaging):
     def personal_model(
         self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
     ) -> Params | None:
-        own = personal_part(state)
+        own = own_or(broadcast, state)
         if self.weighting == "instance":
             return {**broadcast, **as_kept(own, self.name)}
         return {**broadcast, **mixed(broadcast, own, self.mix, specs)}

@@ -14,7 +14,6 @@ from fl_core.federation.base import Gradient, LocalResult, Step, Train
 from fl_core.federation.states import (
     as_personal,
     not_started,
-    own_or_shared,
     personal_part,
     started,
     where,
@@ -88,8 +87,3 @@ class PFedMe(Averaging):
 
     def server_step(self, server: ServerState, update: Params) -> ServerState:
         return add_update(server, {name: self.beta * delta for name, delta in update.items()})
-
-    def personal_model(
-        self, broadcast: Params, state: Params, specs: Mapping[str, TensorSpec]
-    ) -> Params | None:
-        return {**broadcast, **own_or_shared(broadcast, state)}

@@ -53,12 +53,12 @@ def started(state: Params, num_steps: Tensor) -> Params:
     return {STARTED: torch.where(num_steps > 0, torch.ones_like(mark), mark)}
 
 
-def own_or_shared(broadcast: Params, state: Params) -> Params:
-    """The personal tensors of a state; those of the broadcast where a client has made none yet."""
+def own_or(others: Params, state: Params) -> Params:
+    """The personal tensors of a state; those of ``others`` where a client has made none yet."""
     held = personal_part(state)
     if STARTED not in state:
         return held
-    return where(state[STARTED] > 0, held, {name: broadcast[name] for name in held})
+    return where(state[STARTED] > 0, held, {name: others[name] for name in held})
 
 
 def with_scope(params: Params, scopes: Mapping[str, Scope], *wanted: Scope) -> Params:

@@ -86,11 +86,7 @@ def find_sweep(name: str, folder: Path) -> Path | None:
     for path in (Path(name), folder / SWEEPS / name):
         if (path / SWEEP_FILE).exists():
             return path
-    found = sorted(
-        path.parent
-        for path in (folder / SWEEPS).glob(f"*/{SWEEP_FILE}")
-        if path.parent.name.rpartition("-")[0] == name
-    )
+    found = [path for path in _sweeps_in(folder) if path.name.rpartition("-")[0] == name]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise StateError(f"{name} is the name of several sweeps in {folder}: say which: {names}.")
@@ -99,8 +95,12 @@ def find_sweep(name: str, folder: Path) -> Path | None:
 
 def known_sweeps(folder: Path) -> str:
     """The names of a folder's sweeps, in a message that asks for one."""
-    found = sorted(path.parent.name for path in (folder / SWEEPS).glob(f"*/{SWEEP_FILE}"))
-    return f"Sweeps in {folder}: {', '.join(found) or 'none'}."
+    found = ", ".join(path.name for path in _sweeps_in(folder))
+    return f"Sweeps in {folder}: {found or 'none'}."
+
+
+def _sweeps_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in (folder / SWEEPS).glob(f"*/{SWEEP_FILE}"))
 
 
 def read_sweep(folder: Path, overrides: Sequence[str] = ()) -> SweepConfig:

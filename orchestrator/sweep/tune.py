@@ -132,7 +132,7 @@ def _watch(shape: Callable[[], Shape]) -> Any:
 
     class Watch(tune.Callback):  # type: ignore[misc]
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            patience.look(trial.status for trial in trials)
+            patience.look(trial.status for trial in reversed(trials))
 
     return Watch()
 

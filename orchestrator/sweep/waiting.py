@@ -22,9 +22,16 @@ class Patience:
         self._since: float | None = None
 
     def look(self, statuses: Iterable[str]) -> None:
-        """statuses: of all trials so far, in Tune's words."""
-        open_ones = [status for status in statuses if status in ("PENDING", "RUNNING", "PAUSED")]
-        if not open_ones or "RUNNING" in open_ones:
+        """statuses: of all trials so far, in Tune's words; those that may run first, since this is
+        called at each of Tune's steps and reads no further.
+        """
+        is_waiting = False
+        for status in statuses:
+            if status == "RUNNING":
+                is_waiting = False
+                break
+            is_waiting = is_waiting or status in ("PENDING", "PAUSED")
+        if not is_waiting:
             self._since = None
         elif self._since is None:
             self._since = self._clock()

@@ -287,7 +287,9 @@ def ready(config):
 def newcomers(coordinator, server, has_own):
     """What the protocol's models of the unseen clients make of their test rows."""
     target = coordinator.experiment.targets[1]
-    found = coordinator.scorer._own(target, server, coordinator.fresh_state, has_own)
+    broadcast = coordinator.rule.broadcast(server)
+    start = coordinator.rule.shared_model(server) or broadcast
+    found = coordinator.scorer._own(target, broadcast, start, coordinator.fresh_state, has_own)
     return [found[client] for client in coordinator.experiment.population.unseen]
 
 

@@ -66,6 +66,8 @@ class WeightedMean:
 
 def _grown(total: Tensor, tensor: Tensor, weight: float) -> Tensor:
     """``total`` + weight * ``tensor``, in place, in pieces that stay in a core's cache."""
+    if total.numel() <= AT_ONCE:
+        return total.add_(tensor, alpha=weight)
     pieces = (torch.split(flat, AT_ONCE) for flat in (total.view(-1), tensor.reshape(-1)))
     for into, values in zip(*pieces, strict=True):
         into.add_(values, alpha=weight)

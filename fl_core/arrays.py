@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,16 @@ import torch
 
 
 def as_tensor(values: np.ndarray[Any, Any]) -> torch.Tensor:
-    """``values`` as a tensor on the same memory, which may be read-only: nobody may write to it.
+    """``values`` as a tensor on the same memory, which may be read-only: nobody may write to it."""
+    _let_torch_warn()
+    return torch.from_numpy(values)
 
-    torch has no word for that, so it warns; its warning is left out.
-    """
+
+@cache
+def _let_torch_warn() -> None:
+    """torch has no word for memory that nobody writes to, and warns of it, once in a process."""
+    read_only = np.zeros(1)
+    read_only.flags.writeable = False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)
+        torch.from_numpy(read_only)

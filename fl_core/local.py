@@ -179,11 +179,10 @@ class _Loop:
         params = {name: tensor for name, tensor in start.items() if name not in fixed}
         optimizer = self.training.optimizer
 
-        def objective(params: Params, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        def objective(batch: Batch, index: int, params: Params) -> tuple[Tensor, Tensor]:
             loss, told = self._loss({**fixed, **params}, batch, index, near)
             return (loss + penalty(params) if penalty else loss), told.detach()
 
-        gradient = torch.func.grad(objective, has_aux=True)
         opt_state = optimizer.init(params)
         total = self.work.lr.new_zeros(2 if near else 1)
         carried = params if step else {}
@@ -191,8 +190,8 @@ class _Loop:
             work = self.work
             parts = work.rows, work.mask, work.views, work.keys, work.sizes
             batch = self.problem.batch(*(part[index] for part in parts))
-            of_batch = partial(gradient, batch=batch, index=index)
-            taken = step(params, carried, of_batch) if step else Step(*of_batch(params))
+            gradient = torch.func.grad(partial(objective, batch, index), has_aux=True)
+            taken = step(params, carried, gradient) if step else Step(*gradient(params))
             grads, loss = taken.gradient, taken.loss
             if self.training.max_grad_norm:
                 grads = clip_by_norm(grads, self.training.max_grad_norm)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -69,6 +71,10 @@ class Training:
         return min(self.batch_size, num_examples) if self.sampling == "poisson" else num_drawn
 
 
+Places = npt.NDArray[np.int64]
+"""Of the examples of a step among those of a client."""
+
+
 class Work(NamedTuple):
     """The steps of a group of G clients: S steps of B rows, all drawn beforehand.
 
@@ -114,34 +120,34 @@ def plan_work(
     ]
     num_steps = max(map(len, chosen), default=0)
     width = max((len(places) for own in chosen for places in own), default=1) or 1
-    rows = torch.zeros(len(shards), num_steps, width, dtype=torch.int64)
-    mask = torch.zeros(len(shards), num_steps, width)
-    sizes = torch.zeros(len(shards), num_steps)
-    active = torch.zeros(len(shards), num_steps, dtype=torch.bool)
-    lr = torch.zeros(len(shards), num_steps, dtype=torch.float64)
-    views = torch.zeros_like(rows)
-    keys = torch.zeros(len(shards), num_steps, dtype=torch.int64)
+    of_steps, of_rows = (len(shards), num_steps), (len(shards), num_steps, width)
+    # Filled in NumPy: to set a few values in a tensor costs twenty times as much.
+    rows, views = np.zeros(of_rows, np.int64), np.zeros(of_rows, np.int64)
+    mask, sizes = np.zeros(of_rows, np.float32), np.zeros(of_steps, np.float32)
+    active, keys = np.zeros(of_steps, np.bool_), np.zeros(of_steps, np.int64)
+    lr = np.zeros(of_steps, np.float64)
     for lane, (client, shard, own) in enumerate(zip(clients, shards, chosen, strict=True)):
-        of_steps = generator(moment.seed, "step keys", moment.round, client)
-        keys[lane, : len(own)] = torch.randint(2**62, (len(own),), generator=of_steps)
+        draws = generator(moment.seed, "step keys", moment.round, client)
+        keys[lane, : len(own)] = torch.randint(2**62, (len(own),), generator=draws).numpy()
         active[lane, : len(own)] = True
-        if len(shard):
+        held = shard.numpy()
+        if len(held):
             # The filler is the client's own: nobody else's data can spoil its sums.
-            rows[lane] = shard[0]
+            rows[lane] = held[0]
         if num_views > 1:
-            of_views = generator(moment.seed, "views", moment.round, client)
-            drawn = _draw_views(training, of_views, own, num_views)
-            views[lane, : len(own), : drawn.shape[1]] = drawn
+            draws = generator(moment.seed, "views", moment.round, client)
+            drawn = _draw_views(training, draws, own, num_views)
+            views[lane, : len(own), : drawn.shape[1]] = drawn.numpy()
         for step, places in enumerate(own):
-            rows[lane, step, : len(places)] = shard[places]
+            rows[lane, step, : len(places)] = held[places]
             mask[lane, step, : len(places)] = 1.0
-            sizes[lane, step] = training.divisor(len(places), len(shard))
+            sizes[lane, step] = training.divisor(len(places), len(held))
             lr[lane, step] = learning_rate(training, moment, step / len(own))
-    numbers = torch.tensor(list(clients), dtype=torch.int64)
-    return Work(rows, mask, active, lr, views, numbers, keys, sizes)
+    planned = rows, mask, active, lr, views, np.array(clients, np.int64), keys, sizes
+    return Work(*map(torch.from_numpy, planned))
 
 
-def _choose(training: Training, draws: torch.Generator, num_examples: int) -> list[Tensor]:
+def _choose(training: Training, draws: torch.Generator, num_examples: int) -> list[Places]:
     """The places of each step's examples among a client's own."""
     num_steps = training.num_steps(num_examples)
     if training.sampling == "poisson":
@@ -149,16 +155,18 @@ def _choose(training: Training, draws: torch.Generator, num_examples: int) -> li
         drawn = (
             torch.rand(num_examples, generator=draws, dtype=torch.float64) for _ in range(num_steps)
         )
-        return [(values < share).nonzero().squeeze(1) for values in drawn]
-    chosen: list[Tensor] = []
+        return [np.flatnonzero(values.numpy() < share) for values in drawn]
+    chosen: list[Places] = []
     while len(chosen) < num_steps:
-        order = torch.randperm(num_examples, generator=draws)
-        chosen += torch.split(order, training.batch_size)
+        order = torch.randperm(num_examples, generator=draws).numpy()
+        chosen += (
+            order[i : i + training.batch_size] for i in range(0, len(order), training.batch_size)
+        )
     return chosen[:num_steps]
 
 
 def _draw_views(
-    training: Training, draws: torch.Generator, chosen: Sequence[Tensor], num_views: int
+    training: Training, draws: torch.Generator, chosen: Sequence[Places], num_views: int
 ) -> Tensor:
     """Which view of each example, [S, the client's widest batch].
 

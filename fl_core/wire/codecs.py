@@ -182,7 +182,7 @@ def all_finite(tensor: Tensor) -> bool:
 
     A finite sum proves it, in a twentieth of the time; a sum may also overflow from finite values.
     """
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+    return math.isfinite(tensor.sum(dtype=torch.float32)) or bool(tensor.isfinite().all())
 
 
 def for_broadcast(codec: Codec) -> WholeCodec:

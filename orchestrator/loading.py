@@ -25,7 +25,6 @@ import yaml
 
 from fl_core.attacks import NoAttack
 from fl_core.backbones.language import LanguageModel
-from fl_core.backbones.union import gives, modality
 from fl_core.errors import ConfigError
 from fl_core.local import check_pair
 from fl_core.participation import Participation
@@ -33,6 +32,7 @@ from orchestrator.answers import answer_faults
 from orchestrator.config import AutoSlice, ExperimentConfig
 from orchestrator.methods import write_out
 from orchestrator.mlflow_access import refuse_password
+from orchestrator.pairing import backbone_faults, feedback_faults
 from orchestrator.reading import ROOT, Reader
 from orchestrator.schema import leaves, plain, slots
 from orchestrator.yaml_text import Dumper, read_yaml
@@ -183,8 +183,9 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
     except ConfigError as error:
         for fault in error.faults:
             yield ("learner", "federation", "training"), fault
-    yield from _backbone_faults(config)
+    yield from backbone_faults(config)
     yield from answer_faults(config)
+    yield from feedback_faults(config)
     ordinary = (config.attack, config.participation) == (NoAttack(), Participation())
     if federation.pooled and not ordinary:
         yield (
@@ -225,32 +226,6 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
         )
     if not config.tracking.experiment.strip():
         yield ("tracking.experiment",), "tracking.experiment is not allowed to be empty."
-
-
-def _backbone_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str]]:
-    learner, backbone = config.learner, config.backbone
-    missing = [kind for kind in learner.inputs if not gives(backbone, kind)]
-    if missing:
-        reads = modality(backbone)
-        fitting = "transformers" if reads == "image" else "open_clip"
-        yield (
-            ("learner", "backbone"),
-            f"learner = {learner.name} reads {', '.join(missing)}, which backbone = "
-            f"{backbone.name}, a model of {reads}s, does not give: set backbone={fitting}, or "
-            f"another learner.",
-        )
-    if config.augmentation.views and modality(backbone) == "text":
-        yield (
-            ("augmentation", "backbone"),
-            f"augmentation.views = {config.augmentation.views} is for images: set "
-            "augmentation.views=0.",
-        )
-    if config.training.classes_at_once and modality(backbone) == "text":
-        yield (
-            ("training.classes_at_once", "backbone"),
-            f"training.classes_at_once = {config.training.classes_at_once} is for prompts on a "
-            "CLIP: leave it out with a language model.",
-        )
 
 
 def _group_size(config: ExperimentConfig) -> int:

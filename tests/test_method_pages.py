@@ -5,10 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from open_clip.tokenizer import SimpleTokenizer
 
+from fl_core.backbones.tokens import word_ids
 from fl_core.federation import FEDERATIONS
 from fl_core.learners import LEARNERS
-from orchestrator.loading import load_config, resolve
+from orchestrator.loading import is_sweep, load_config, resolve
+from orchestrator.yaml_text import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
@@ -25,6 +28,22 @@ def test_a_method_has_a_page_with_a_command_that_loads(name):
         file, *overrides = shlex.split(command)
         config = resolve(load_config(ROOT / file, overrides))
         assert name in (config.learner.name, config.federation.name)
+
+
+def test_no_file_or_command_asks_for_another_number_of_tokens_than_its_words_have():
+    """The papers' models and the packaged ones read CLIP's own tokens."""
+    texts = "\n".join(path.read_text() for path in PAGES.glob("*.md"))
+    commands = [shlex.split(line) for line in re.findall(r"^fedarena run (.+)$", texts, flags=re.M)]
+    every = ROOT.glob("examples/**/*.yaml")
+    files = [path for path in every if not is_sweep(read_yaml(path))]
+    configs = [load_config(ROOT / file, overrides) for file, *overrides in commands]
+    found = 0
+    for config in [*configs, *map(load_config, files)]:
+        learner = vars(config.learner)
+        if learner.get("init_text") and learner["num_tokens"]:
+            assert learner["num_tokens"] == len(word_ids(SimpleTokenizer(), learner["init_text"]))
+            found += 1
+    assert found >= 4  # coop, maple and promptsrc say both
 
 
 def test_the_table_of_contents_lists_every_page_and_no_other():

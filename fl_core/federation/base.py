@@ -131,6 +131,9 @@ class Rounds:
     def server_training(self) -> Distillation | None:
         return None
 
+    def feedback_fault(self) -> str | None:
+        return None
+
 
 class Federation(Protocol):
     """Pure functions over explicit state. They see one client; the client axis is added outside.
@@ -176,6 +179,10 @@ class Federation(Protocol):
 
         The aggregate then holds each client's update too, as ``<rule>.<name>`` [K, ...].
         """
+
+    def feedback_fault(self) -> str | None:
+        """Why what a codec leaves out of a client's update cannot go with its next one; None if it
+        can, since updates of several rounds add up."""
 
     def init_server(
         self, params: Params, specs: Mapping[str, TensorSpec], num_clients: int

@@ -71,6 +71,9 @@ class Exchange(Averaging):
             "reads none: use learner=pfedmoap with it, or another federation."
         ]
 
+    def feedback_fault(self) -> str | None:
+        return "each update says a client's whole prompt anew, so it has that part already"
+
     def init_server(
         self, params: Params, specs: Mapping[str, TensorSpec], num_clients: int
     ) -> ServerState:

@@ -37,6 +37,9 @@ class FLoRA(Merging):
     def faults(self, learner: Learner, training: Training) -> list[str]:
         return low_rank_faults(self.name, learner)
 
+    def feedback_fault(self) -> str | None:
+        return "that one is of adapters drawn anew, which the part does not belong to"
+
     def changes(
         self, names: Iterable[str], specs: Mapping[str, TensorSpec], round: int
     ) -> dict[str, int]:

@@ -37,8 +37,9 @@ class BPL:
     ReLU(Linear(D, D/reduction)(f)).
 
     conditional: False makes q the same for all images: mu and log sigma are vectors, and start at
-    0. num_samples: residuals per image and step. num_tokens: M, where no ``init_text`` says
-    otherwise. prior_std 0 with kl_weight 0 is CoOp.
+    0. num_samples: residuals per image and step. num_tokens: M; None: as many as ``init_text``
+    has. prior_std: p; 1 is the paper's, some 40 times the size of a token, so that short runs
+    learn little; 0 with kl_weight 0 is CoOp.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -48,7 +49,7 @@ class BPL:
     transfers: ClassVar[bool] = True
     two_parts: ClassVar[bool] = False
     name: Literal["bpl"] = "bpl"
-    num_tokens: int = 4
+    num_tokens: int | None = None
     init_text: str | None = "a photo of a"
     num_samples: int = 4
     conditional: bool = True

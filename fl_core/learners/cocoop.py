@@ -29,8 +29,8 @@ class CoCoOp:
 
     pi is Linear(D, D/reduction), ReLU, Linear(D/reduction, d_t).
 
-    num_tokens: M, where no ``init_text`` says otherwise. reduction: how much narrower the hidden
-    layer is than the image feature.
+    num_tokens: M; None: as many as ``init_text`` has. reduction: how much narrower the hidden layer
+    is than the image feature.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -40,7 +40,7 @@ class CoCoOp:
     transfers: ClassVar[bool] = True
     two_parts: ClassVar[bool] = False
     name: Literal["cocoop"] = "cocoop"
-    num_tokens: int = 16
+    num_tokens: int | None = None
     init_text: str | None = "a photo of a"
     reduction: int = 16
 

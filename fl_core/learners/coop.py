@@ -25,7 +25,7 @@ class CoOp:
     """Cross entropy on ``scale * f @ w(context).T`` (equation 2 of the paper).
 
     num_tokens: M, the number of context vectors, drawn from N(0, 0.02²).
-    init_text: start from the embeddings of these words instead; M is then their number of tokens.
+    init_text: start from the embeddings of these words instead, which must be M tokens.
     position: where the class name stands: after, in the middle of, or before the context.
     class_specific: one context per class ([C, M, d_t]) instead of one for all ([M, d_t]).
     """

@@ -27,7 +27,7 @@ class KgCoOp:
 
     weight: omega; 0 is CoOp. distance: ``squared`` is the paper's, equal to 2 (1 - cos);
     ``cosine`` is 1 - cos, half as strong, as in the authors' code.
-    num_tokens: M, where no ``init_text`` says otherwise.
+    num_tokens: M; None: as many as ``init_text`` has.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -37,7 +37,7 @@ class KgCoOp:
     transfers: ClassVar[bool] = True
     two_parts: ClassVar[bool] = False
     name: Literal["kgcoop"] = "kgcoop"
-    num_tokens: int = 16
+    num_tokens: int | None = None
     init_text: str | None = "a photo of a"
     weight: float = 8.0
     distance: Literal["squared", "cosine"] = "squared"

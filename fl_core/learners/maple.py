@@ -38,9 +38,9 @@ class MaPLe:
     Each F_j is a linear layer of its own. P_j with j > 0 replaces the hidden states of the
     prompts before layer j, in both towers.
 
-    init_text: the words that P_0 starts from; M is their number of tokens. None draws
-    ``num_tokens`` vectors. frozen_text: words that stand between the prompts and the class name.
-    depth: J; 1 prompts the first layers only.
+    num_tokens: M. init_text: the words that P_0 starts from, which must be M tokens; None draws it.
+    frozen_text: words that stand between the prompts and the class name. depth: J; 1 prompts the
+    first layers only.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -28,7 +28,7 @@ class ProGrad:
     g_ce is the gradient of the cross entropy, g_kl that of KL(zero-shot || prompted).
 
     strength: lambda, how much of the conflicting part is taken away; 0 is CoOp.
-    temperature: of the KL term. num_tokens: M, where no ``init_text`` says otherwise.
+    temperature: of the KL term. num_tokens: M. init_text: M words to start from.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

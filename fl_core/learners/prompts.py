@@ -50,25 +50,39 @@ class ReferencedPrompts:
 def prepare_prompts(
     backbone: Clip,
     task: Task,
-    num_tokens: int,
+    num_tokens: int | None,
     init_text: str | None = None,
     *,
     position: Position = "end",
     class_specific: bool = False,
 ) -> Prompts:
-    """The frozen half of the prompts of a task; with ``init_text`` M is its number of tokens."""
-    init = backbone.embed_text(init_text) if init_text else None  # [M, d_t]
+    """The frozen half of the prompts of a task. num_tokens: M; None: as many as ``init_text`` has.
+
+    ConfigError where the two contradict each other, or neither says how many.
+    """
+    words = init_text if init_text and init_text.strip() else None
+    init = backbone.embed_text(words) if words else None  # [M, d_t]
+    if init is not None and num_tokens not in (None, len(init)):
+        length = "1 token" if len(init) == 1 else f"{len(init)} tokens"
+        raise ConfigError(
+            f"learner.num_tokens = {num_tokens} contradicts learner.init_text = {init_text!r}, "
+            f"which has {length}: set learner.num_tokens={len(init)}, or learner.init_text=null "
+            "for a context that no words start."
+        )
+    num = num_tokens if init is None else len(init)
+    if num is None:
+        raise ConfigError(
+            "learner.num_tokens = null is not allowed without learner.init_text, which would say "
+            "how many tokens there are: set one of the two, such as learner.num_tokens=4."
+        )
     layout = backbone.prompt_layout(
-        task.classes,
-        num_tokens=num_tokens if init is None else len(init),
-        position=position,
-        class_specific=class_specific,
+        task.classes, num_tokens=num, position=position, class_specific=class_specific
     )
     return Prompts(backbone.text, layout, backbone.scale, init)
 
 
 def prepare_referenced(
-    backbone: Clip, task: Task, num_tokens: int, init_text: str | None = None
+    backbone: Clip, task: Task, num_tokens: int | None, init_text: str | None = None
 ) -> ReferencedPrompts:
     """``prepare_prompts`` beside the features of the data set's own template."""
     prompts = prepare_prompts(backbone, task, num_tokens, init_text)

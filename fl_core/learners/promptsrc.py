@@ -40,9 +40,9 @@ class PromptSRC:
 
     Means are over all elements; the prompts of the two towers are independent.
 
-    num_tokens: M and V, per layer, of the text and the image prompts; ``init_text`` says M where
-    it is given. depth: J. kl_weight: of the KL term. kl_mean: over examples, or over examples and
-    classes as in the authors' code.
+    num_tokens: M and V, per layer, of the text and the image prompts. init_text: M words to start
+    from. depth: J. kl_weight: of the KL term. kl_mean: over examples, or over examples and classes
+    as in the authors' code.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

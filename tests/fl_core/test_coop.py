@@ -80,7 +80,7 @@ def test_a_context_is_drawn_from_a_normal_of_002(both):
 
 def test_words_start_the_context_and_the_start_is_then_the_zero_shot_prompt(both):
     ours, _ = both
-    learner = CoOp(init_text="a photo of a")
+    learner = CoOp(num_tokens=4, init_text="a photo of a")
     frozen = learner.prepare(ours, TASK)
     params = learner.init(frozen, generator(0, "init"))
     assert params["context"].shape == (4, 32)

@@ -254,7 +254,7 @@ def test_bpl_without_a_condition_draws_one_residual_for_all_images(clip):
 
 
 def test_bpl_without_a_prior_and_without_divergence_is_coop(clip):
-    coop = problem_of(CoOp(init_text="a photo of a"), clip)
+    coop = problem_of(CoOp(num_tokens=4, init_text="a photo of a"), clip)
     for conditional in (True, False):
         ours = problem_of(BPL(prior_std=0.0, kl_weight=0.0, conditional=conditional), clip)
         mine = gradient(ours, away_from(ours.initial))

@@ -94,12 +94,13 @@ def gradient(problem, params, batch):
     "neutral",
     [
         KgCoOp(weight=0.0),
-        ProGrad(strength=0.0, init_text="a photo of a"),
+        ProGrad(strength=0.0, num_tokens=4, init_text="a photo of a"),
     ],
     ids=lambda learner: learner.name,
 )
 def test_a_method_on_one_context_is_coop_at_its_neutral_setting(clip, neutral):
-    ours, coop = problem_of(neutral, clip), problem_of(CoOp(init_text="a photo of a"), clip)
+    coop = problem_of(CoOp(num_tokens=4, init_text="a photo of a"), clip)
+    ours = problem_of(neutral, clip)
     assert torch.equal(ours.initial["context"], coop.initial["context"])
     params, batch = away_from(coop.initial), batch_of(coop)
     mine, plain = gradient(ours, params, batch), gradient(coop, params, batch)

@@ -57,6 +57,12 @@ def test_no_write_access_is_told_with_the_place(make_config, tmp_path):
     refused(config, ResourceError, "file", "folder")
 
 
+@pytest.mark.parametrize("learner", ["kgcoop", "cocoop", "bpl"])
+def test_more_tokens_than_the_words_have_names_both(make_config, learner):
+    config = make_config(f"learner={learner}", "learner.num_tokens=16")
+    refused(config, ConfigError, "num_tokens = 16", "'a photo of a'", "4 tokens", "init_text=null")
+
+
 def test_a_context_that_is_too_long_names_the_class_and_the_limit(make_config):
     refused(make_config("learner.num_tokens=40"), ConfigError, "40", "24")
 

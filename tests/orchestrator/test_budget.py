@@ -8,7 +8,7 @@ import torch
 
 from fl_core import wire
 from fl_core.errors import ConfigError
-from fl_core.federation import FedAvg, LocalOnly
+from fl_core.federation import FEDERATIONS, FedAvg, LocalOnly
 from fl_core.round import plan_round
 from fl_core.setting import Load, Setting, Standing, expected_loads
 from fl_core.types import TensorSpec
@@ -288,3 +288,31 @@ def test_settings_that_make_no_sense_are_refused_with_their_path(override, said)
     with pytest.raises(ConfigError) as caught:
         load_config({}, [override])
     assert said in caught.value.faults[0]
+
+
+NO_FEEDBACK = {
+    "exchange": ("learner=pfedmoap", "says a client's whole prompt anew"),
+    "flora": ("learner=lora", "adapters drawn anew"),
+}
+
+
+@pytest.mark.parametrize("rule", NO_FEEDBACK)
+def test_a_codec_that_feeds_back_is_refused_where_updates_do_not_add_up(rule):
+    learner, why = NO_FEEDBACK[rule]
+    backbone = "transformers" if learner == "learner=lora" else "open_clip"
+    pair = [learner, f"backbone={backbone}", f"federation={rule}"]
+    for path in ("communication.codec", "communication.up"):
+        with pytest.raises(ConfigError) as caught:
+            load_config({}, [*pair, f"{path}={{name: top_k, fraction: 0.2}}"])
+        (fault,) = caught.value.faults
+        assert fault.startswith(f"{path} = top_k is not allowed with federation={rule}: ")
+        assert why in fault
+        assert f"Use {path}=int8, bf16, fp16 or fp32, or another federation." in fault
+        assert load_config({}, [*pair, f"{path}=int8"]).federation.name == rule
+    both = ["communication.codec=top_k", "communication.up=fp16"]  # which sends no update in top_k
+    assert load_config({}, [*pair, *both]).communication.uplink == wire.FP16()
+
+
+def test_every_other_rule_goes_with_a_codec_that_feeds_back():
+    refused = {kind.name for kind in FEDERATIONS if kind().feedback_fault() is not None}
+    assert refused == set(NO_FEEDBACK)

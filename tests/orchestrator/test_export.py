@@ -91,7 +91,7 @@ def test_classes_stand_in_the_order_of_the_columns(make_config, tmp_path):
 
 
 def test_weights_that_depend_on_the_image_are_refused(make_config, tmp_path):
-    run = finished(make_config, "learner=cocoop", "learner.num_tokens=2")
+    run = finished(make_config, "learner=cocoop")
     with pytest.raises(StateError, match="depend on the image"):
         export_classifier(run, tmp_path)
     assert not (tmp_path / "classifier.safetensors").exists()

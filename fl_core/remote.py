@@ -71,6 +71,18 @@ def check_url(field: str, url: str | None) -> list[str]:
     return []
 
 
+def check_disk(field: str, place: Path, instead: str) -> list[str]:
+    """What is wrong with a setting that names a folder of the disk; lines begin with ``field``.
+
+    instead: what to do where it is a URL.
+    """
+    protocol, mark, rest = str(place).partition(":/")  # a Path keeps one slash of a URL's two
+    if not mark or not re.fullmatch(r"[a-z][a-z0-9+.-]+", protocol):
+        return []
+    url = without_secrets(f"{protocol}:{'///' if protocol in ('file', 'local') else '//'}{rest}")
+    return [f"{field} = {url!r} is a URL, and it must be a folder of the disk: {instead}"]
+
+
 def without_secrets(url: str) -> str:
     """A URL as it may be shown."""
     return re.sub(r"[?#].*", "?***", re.sub(r"://.*@", "://***@", url))

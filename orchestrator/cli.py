@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from orchestrator.compare.command import compare
 from orchestrator.data.command import data
 from orchestrator.new.command import new
 from orchestrator.report.command import FOLDER, export, report, runs, show
-from orchestrator.stopping import stopped_by_sigterm
+from orchestrator.stopping import stopped_by_sigterm, told_how_to_go_on
 from orchestrator.submit.command import stop, submit
 from orchestrator.sweep.command import plan, resume_sweep, sweep
 
@@ -76,13 +77,7 @@ def run(files_and_overrides: tuple[str, ...], dry_run: bool, fresh: bool, quiet:
 @main.command()
 @click.argument("run_name")
 @click.argument("overrides", nargs=-1)
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Where runs and sweeps are.",
-)
+@FOLDER
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def resume(run_name: str, overrides: tuple[str, ...], folder: Path, quiet: bool) -> None:
     """Go on with an interrupted run or sweep.
@@ -187,8 +182,20 @@ def _run(configs: list[ExperimentConfig], *, fresh: bool, quiet: bool) -> None:
     from orchestrator.display import Watcher, show_results
     from orchestrator.run import run_experiments
 
-    with Watcher(configs, quiet=quiet) as watcher:
+    going_on = told_how_to_go_on(lambda: _to_go_on(configs))
+    with going_on, Watcher(configs, quiet=quiet) as watcher:
         results = run_experiments(configs, fresh=fresh, listen=watcher.on_event)
     show_results(configs, results)
     if not watcher.is_mirrored:
         raise SystemExit(1)
+
+
+def _to_go_on(configs: list[ExperimentConfig]) -> str:
+    """The command for one run that has begun; several, and what has not begun, start as before."""
+    from orchestrator.experiment import run_folder
+
+    folder = run_folder(configs[0])
+    if len(configs) > 1 or not (folder / "config.yaml").exists():
+        return "the same command"
+    here = folder.parent.absolute() == Path("runs").absolute()
+    return f"fedarena resume {folder.name if here else shlex.quote(str(folder))}"

@@ -18,7 +18,7 @@ from fl_core.federation import AnyFederation, FedAvg
 from fl_core.learners import AnyLearner, CoOp
 from fl_core.learners.base import writes_answers
 from fl_core.participation import Participation
-from fl_core.remote import check_url
+from fl_core.remote import check_disk, check_url
 from fl_core.wire import FP32, Codec, WholeCodec, for_broadcast
 from fl_core.work import Training
 from scenarios.augment import Augmentation
@@ -201,6 +201,10 @@ class Tracking:
     experiment: str = "fedarena"
 
 
+AT_A_URL = {"folder": "mirror", "store": "shared_store"}
+"""Settings that name a folder of one node, each with the setting that keeps it at a URL."""
+
+
 @dataclass(frozen=True)
 class ExperimentConfig:
     """One experiment: who has which data, what is trained, how rounds go, at which price.
@@ -237,6 +241,9 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         places = {"mirror": self.mirror, "shared_store": self.shared_store}
         faults = [fault for name, url in places.items() for fault in check_url(name, url)]
+        for name, setting in AT_A_URL.items():
+            instead = f"leave it out, and set {setting} to the URL."
+            faults += check_disk(name, vars(self)[name], instead)
         if faults:
             raise ConfigError(faults)
 

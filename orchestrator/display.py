@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from orchestrator import events
 from orchestrator.config import ExperimentConfig
-from orchestrator.loading import to_dict
+from orchestrator.loading import to_dict, tracking_uri
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results import Result
 from scenarios.scored import SHORT, TITLES, Headline, of_headline
@@ -140,7 +141,10 @@ def show_results(configs: Sequence[ExperimentConfig], results: Sequence[Result])
         if shutil.which("fedarena")
         else _shown(Path(sys.executable).with_name("fedarena"))
     )
-    console.print(f"  {program} ui", highlight=False)
+    tracked = next((c.tracking.uri for c in configs if c.tracking.enabled), None)
+    if tracked is not None:
+        where = "" if tracked == tracking_uri(None) else f" --uri {shlex.quote(tracked)}"
+        console.print(f"  {program} ui{where}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"  {program} run examples/promptfl.yaml federation.rounds=40", highlight=False)
 
 

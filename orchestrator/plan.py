@@ -9,8 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from fl_core.errors import ConfigError
+from fl_core.round import plan_round
 from fl_core.seeds import generator
-from fl_core.setting import Setting, Standing
+from fl_core.setting import Setting, Standing, expected_loads
 from fl_core.types import Params, ServerState
 from fl_core.wire import shapes_of
 from orchestrator.budget import (
@@ -57,6 +58,15 @@ class Outline:
     @cached_property
     def forecast(self) -> Forecast:
         return horizon(self.setting, self.purse, self.standing, self.clients, self.max_rounds)
+
+    @property
+    def first_client_bytes(self) -> int:
+        """What the busiest client of the first round sends and receives; 0 where none trains."""
+        if not self.max_rounds:
+            return 0
+        plan = plan_round(self.setting, 0, self.clients)
+        loads = expected_loads(self.setting, self.standing, plan.cohort)
+        return max((load.up + load.down for load in loads.values()), default=0)
 
     @property
     def expected_rounds(self) -> int:

@@ -6,7 +6,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -100,10 +100,8 @@ class Reader:
         owner = f" of {tag_of(kind)}" if slot.tags else ""
         others = [tag for tag, other in slot.tags.items() if key in slots(other)]
         where = f" It is a setting of {' and '.join(others)}." if others else ""
-        elsewhere = [] if others else _elsewhere(key, prefix)
-        if elsewhere:
-            where = f" There is {' and '.join(elsewhere)}."
-        hint = did_you_mean("" if elsewhere else key, slots(kind))
+        own = slots(kind)
+        hint = did_you_mean(key, own) if others else what_may_be_meant(key, prefix, own)
         self.note(prefix + key, f"{prefix}{key} is not a setting{owner}.{where}{hint}")
 
     def _value(self, slot: Slot, raw: Any, path: str) -> Any:
@@ -143,6 +141,13 @@ def put(slot: Slot, raw: Any, keys: Sequence[str], value: Any) -> dict[str, Any]
     if child.tags and isinstance(value, str):
         value = _switch(child, _section(section.get(key)), value)
     return {**section, key: value}
+
+
+def what_may_be_meant(key: str, prefix: str, known: Iterable[str]) -> str:
+    """Sentences on a setting that is not ``known``: where one of its name stands, or near names."""
+    elsewhere = _elsewhere(key, prefix)
+    where = f" There is {' and '.join(elsewhere)}." if elsewhere else ""
+    return where + did_you_mean("" if elsewhere else key, known)
 
 
 def _elsewhere(key: str, prefix: str) -> list[str]:

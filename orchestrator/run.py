@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from fl_core.errors import ConfigError, StateError
+from fl_core.errors import ConfigError, StateError, did_you_mean
 from orchestrator.checkpoint import LOCK_FILE, RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.events import Committed, Event, Finished, Started
@@ -22,6 +22,7 @@ from orchestrator.mirror import bring, check_places, forget
 from orchestrator.mlflow_access import preflight
 from orchestrator.results import Result
 from orchestrator.session import Session
+from orchestrator.sweep.state import known_sweeps, sweep_names
 from orchestrator.tracking import HASH_TAG, RunInfo, Tracker, status_after
 from orchestrator.tracking_thread import TrackingThread
 
@@ -50,7 +51,7 @@ def load_run(name: str, folder: Path, overrides: Sequence[str] = ()) -> Experime
 
     StateError where there is none, or where ``overrides`` would change what it computes.
     """
-    path = find_run(name, folder).absolute()
+    path = find_run(name, folder, or_sweep=True).absolute()
     old = load_config(path / "config.yaml")
     new = load_config(path / "config.yaml", overrides)
     if not any(override.partition("=")[0].strip() == "folder" for override in overrides):
@@ -71,17 +72,20 @@ def load_run(name: str, folder: Path, overrides: Sequence[str] = ()) -> Experime
     return new
 
 
-def find_run(name: str, folder: Path) -> Path:
+def find_run(name: str, folder: Path, *, or_sweep: bool = False) -> Path:
     """The folder of an earlier run, by its name under ``folder`` or by its path.
 
-    StateError where there is none.
+    StateError where there is none; ``or_sweep``: where a sweep could have been named as well.
     """
     path = Path(name) if (Path(name) / "config.yaml").exists() else folder / name
     if not (path / "config.yaml").exists():
-        known = sorted(p.parent.name for p in folder.glob("*/config.yaml"))
+        runs = sorted(p.parent.name for p in folder.glob("*/config.yaml"))
+        sweeps = sweep_names(folder) if or_sweep else []
+        near = did_you_mean(path.name, [*runs, *sweeps]).partition(" Known:")[0]
         raise StateError(
-            f"{path} holds no run. Known in {folder}: {', '.join(known) or 'none'}. Name one of "
-            "them, or pass --folder."
+            f"{path} holds no run{' and no sweep' if or_sweep else ''}.{near} Runs in {folder}: "
+            f"{', '.join(runs) or 'none'}.{f' {known_sweeps(folder)}' if or_sweep else ''} Name "
+            "one of them, or pass --folder."
         )
     return path
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from orchestrator.stopping import told_how_to_go_on
+
 
 @click.command()
 @click.argument("files_and_overrides", nargs=-1, required=True)
@@ -58,7 +60,8 @@ def compare(
     question = Question(seeds, vary_data, not no_references, metric, target_accuracy)
     rows = line_up(files, question, overrides)
     configs = [config for row in rows for config in row.configs.values()]
-    with Watcher(configs, quiet=quiet) as watcher:
+    going_on = told_how_to_go_on(lambda: "the same command; what has run is not run again")
+    with going_on, Watcher(configs, quiet=quiet) as watcher:
         comparison = compare_rows(rows, question, watcher.on_event)
     show_comparison(comparison, console)
     if out is not None:

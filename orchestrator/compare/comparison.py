@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fl_core.errors import ConfigError, did_you_mean
 from orchestrator.compare.judging import VERDICT_COLUMNS, judge_scenario
 from orchestrator.compare.lineup import Question, Row, Source, line_up
+from orchestrator.compare.measurable import refuse_unmeasurable
 from orchestrator.compare.outcomes import Outcome, outcomes_of
 from orchestrator.run import Listener, run_experiments
 from scenarios.statistics import over_seeds
@@ -61,6 +62,7 @@ def compare_rows(
     rows: Sequence[Row], question: Question, listen: Listener | None = None
 ) -> Comparison:
     """The same for rows that are lined up already."""
+    refuse_unmeasurable(rows, question.metric)
     configs = [config for row in rows for config in row.configs.values()]
     run_experiments(configs, listen=listen)
     outcomes = outcomes_of(rows, question)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
+
+def _of_disk(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """What is on this machine; for a URL it says how to bring it."""
+    from fl_core.remote import check_disk
+
+    bring = "`fedarena resume URL` brings a run or a sweep here; a finished one does not run again."
+    for place in value if isinstance(value, tuple) else [value]:
+        if place is not None and (faults := check_disk(str(param.name), Path(place), bring)):
+            raise click.BadParameter(faults[0])
+    return value
+
+
 FOLDER = click.option(
     "--folder",
+    callback=_of_disk,
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs"),
     show_default=True,
@@ -31,7 +44,7 @@ def _numbers(
 
 
 @click.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, callback=_of_disk)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -102,7 +115,7 @@ def runs(folder: Path) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", callback=_of_disk)
 @FOLDER
 def show(run: str, folder: Path) -> None:
     """Show a run: settings that are no defaults, numbers, failures.
@@ -117,7 +130,7 @@ def show(run: str, folder: Path) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", callback=_of_disk)
 @click.option(
     "--as",
     "kind",

@@ -20,7 +20,7 @@ from fl_core.backbones.clip_origin import LOCAL
 from fl_core.backbones.union import modality
 from fl_core.errors import ConfigError
 from fl_core.remote import check_url
-from orchestrator.config import ExperimentConfig
+from orchestrator.config import AT_A_URL, ExperimentConfig
 from orchestrator.loading import is_sweep, load_config
 from orchestrator.mlflow_access import refuse_password
 from orchestrator.reading import Reader
@@ -61,8 +61,6 @@ STATE_URL_OVERRIDES = {
     "folder": f"folder={CACHE}/runs mirror={{}}/runs",
     "store": f"store={CACHE}/store shared_store={{}}/store",
 }
-AT_A_URL = {"folder": "mirror", "store": "shared_store"}
-"""Settings with which a place may be lost with its node."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.stopping import told_how_to_go_on
+
 if TYPE_CHECKING:
     from orchestrator.sweep.config import SweepConfig
 
@@ -78,12 +80,9 @@ def run_and_show(sweep: SweepConfig, *, quiet: bool) -> None:
     from orchestrator.sweep.display import SweepWatcher, show_sweep
     from orchestrator.sweep.run import run_sweep
 
-    try:
-        with SweepWatcher(quiet=quiet) as watcher:
-            result = run_sweep(sweep, audience=watcher)
-    except (KeyboardInterrupt, SystemExit) as stop:  # the second is SIGTERM's: see stopping.py
-        click.echo(f"\ninterrupted; go on with: fedarena resume {sweep.name}", err=True)
-        raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
+    going_on = told_how_to_go_on(lambda: f"fedarena resume {sweep.name}")
+    with going_on, SweepWatcher(quiet=quiet) as watcher:
+        result = run_sweep(sweep, audience=watcher)
     show_sweep(result)
     if result.failed or result.lost or result.not_mirrored:
         raise SystemExit(1)

@@ -33,10 +33,14 @@ class Rates:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one trial is going to take. seconds: None where no run tells."""
+    """What one trial is going to take.
+
+    first_client_bytes: of the busiest client of the first round. seconds: None where no run tells.
+    """
 
     rounds: int
     sent_bytes: int
+    first_client_bytes: int
     memory_bytes: float
     seconds: float | None
 
@@ -53,7 +57,8 @@ def forecast(experiment: Experiment, rates: Mapping[tuple[str, str], Rates]) -> 
     rate = rates.get((config.learner.name, config.backbone.model))
     seconds = None if rate is None else rounds * cohort * rate.train + scorings * rate.score
     sent = ahead.total.up + ahead.total.down
-    return Forecast(rounds, sent, _memory(experiment, run.initial), seconds)
+    memory = _memory(experiment, run.initial)
+    return Forecast(rounds, sent, run.first_client_bytes, memory, seconds)
 
 
 def measured_rates(folder: Path) -> dict[tuple[str, str], Rates]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fl_core.errors import ConfigError, did_you_mean
+from fl_core.remote import check_disk
 from orchestrator.config import ExperimentConfig
 from orchestrator.loading import (
     RESOURCES_OF_A_RESULT,
@@ -18,7 +19,7 @@ from orchestrator.loading import (
     is_sweep,
     tracking_uri,
 )
-from orchestrator.reading import Reader, put
+from orchestrator.reading import Reader, put, what_may_be_meant
 from orchestrator.schema import Slot, slots
 from orchestrator.sweep.config import BUDGET, Axis, SweepConfig, Tuning, label
 from orchestrator.yaml_text import Loader, read_yaml
@@ -84,7 +85,7 @@ def _overridden(reader: Reader, raw: dict[str, Any], override: str) -> dict[str,
     keys = path.strip().split(".")
     known = slots(SweepConfig).keys() | slots(ExperimentConfig).keys() | {"method"}
     if keys[0] not in known:
-        hint = did_you_mean(keys[0], known)
+        hint = what_may_be_meant(keys[0], "", known)
         reader.note(path, f"{path} is no setting of a sweep, nor of its base.{hint}")
         return raw
     if keys[0] not in slots(SweepConfig):
@@ -195,13 +196,18 @@ def _with_places(base: Mapping[str, Any]) -> dict[str, Any]:
     usual = {"folder": ExperimentConfig.folder, "store": ExperimentConfig.store}
     given = {name: base.get(name, default) for name, default in usual.items()}
     places = {
-        name: str(Path(place).expanduser().absolute()) if isinstance(place, str | Path) else place
+        name: str(Path(place).expanduser().absolute()) if _is_of_disk(place) else place
         for name, place in given.items()
     }
     tracking = base.get("tracking") or {}
     if not isinstance(tracking, Mapping) or not isinstance(tracking.get("uri"), str | None):
         return {**base, **places}  # told with the other faults of the trials
     return {**base, **places, "tracking": {**tracking, "uri": tracking_uri(tracking.get("uri"))}}
+
+
+def _is_of_disk(place: Any) -> bool:
+    """Whether a place is a path; what is none is told with the other faults of the trials."""
+    return isinstance(place, str | Path) and not check_disk("", Path(place), "")
 
 
 def is_about_places(override: str) -> bool:

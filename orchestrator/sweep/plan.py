@@ -64,6 +64,7 @@ def show_sweep_plan(sweep: SweepConfig) -> None:
             f"({sum(tuning.values())} tuning, {len(_tests(trials))} test)",
             "of the test trials": _count_states(_tests(trials), states),
             **_budgets(design),
+            **_budgets_without_a_round(design, trials, known),
             "at once": at_once[0],
             "memory, about": f"{_peak(trials, known, at_once[1]) / 1e9:.1f} GB on all slices",
             "MB in all, at most": f"{_total(design, trials, known, 'sent_bytes') / 1e6:.1f}",
@@ -158,6 +159,23 @@ def _budgets(design: Design) -> dict[str, str]:
     else:
         runs = "one run answers all where neither learning rate nor cohorts follow the budget"
     return {"budgets, MB per client": f"{', '.join(f'{b:g}' for b in sorted(budgets))}: {runs}"}
+
+
+def _budgets_without_a_round(
+    design: Design, trials: Sequence[Trial], known: Mapping[str, Forecast]
+) -> dict[str, str]:
+    """Budgets that some method's first round exceeds, with what that costs."""
+    found = {}
+    for budget in sorted(design.sweep.budgets):
+        costs: dict[str, list[float]] = {}
+        for trial in _tests(trials):
+            num_bytes = known[trial.key].first_client_bytes
+            if trial.config.federation.communicates and num_bytes > round(budget * 1e6):
+                costs.setdefault(trial.method, []).append(num_bytes / 1e6)
+        if costs:
+            told = ", ".join(f"{escape(m)} ({_span(own, '.4g')} MB)" for m, own in costs.items())
+            found[f"{budget:g} MB"] = f"too small for the first round of {told}"
+    return found
 
 
 def _show_facts(facts: Mapping[str, str]) -> None:

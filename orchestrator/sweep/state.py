@@ -93,6 +93,11 @@ def find_sweep(name: str, folder: Path) -> Path | None:
     return found[0] if found else None
 
 
+def sweep_names(folder: Path) -> list[str]:
+    """What the sweeps of a folder are called, without hashes."""
+    return sorted({path.name.rpartition("-")[0] for path in _sweeps_in(folder)})
+
+
 def known_sweeps(folder: Path) -> str:
     """The names of a folder's sweeps, in a message that asks for one."""
     found = ", ".join(path.name for path in _sweeps_in(folder))

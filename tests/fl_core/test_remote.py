@@ -1,12 +1,13 @@
 """Folders by URL: what is refused, and that a file is there as a whole or not at all."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 from remote_toys import mounted
 
 from fl_core.errors import ConfigError, ResourceError
-from fl_core.remote import RemoteFolder, check_url
+from fl_core.remote import RemoteFolder, check_disk, check_url
 
 SECRETS = [
     "s3://AKIAEXAMPLE:se/cret@bucket/runs",
@@ -71,6 +72,21 @@ def test_a_url_that_names_no_folder_is_refused(url):
 )
 def test_what_names_a_folder_passes(url):
     assert check_url("mirror", url) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        (Path("s3://bucket/runs"), "s3://bucket/runs"),
+        (Path("file:///mnt/runs"), "file:///mnt/runs"),
+        (Path("sftp://user:password@host/runs"), "sftp://***@host/runs"),
+    ],
+)
+def test_a_path_that_was_a_url_is_told_from_a_folder_of_the_disk(place, shown):
+    (fault,) = check_disk("folder", place, "set mirror.")
+    assert fault.startswith(f"folder = '{shown}' is a URL")
+    for folder in ("runs", "/mnt/runs", "~/runs", "/mnt/a:/b", "C:/runs", "a:b/c"):
+        assert check_disk("folder", Path(folder), "") == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is installed")

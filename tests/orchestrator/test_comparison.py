@@ -28,6 +28,7 @@ from orchestrator.compare.effort import (
 )
 from orchestrator.compare.export import as_json, draw_comparison, write_comparison
 from orchestrator.compare.lineup import Question, Row, line_up
+from orchestrator.compare.measurable import metric_names
 from orchestrator.compare.outcomes import Outcome, with_worse_off
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
@@ -345,9 +346,37 @@ def test_every_fault_is_told_before_anything_runs(promptfl, tmp_path):
         line_up([tmp_path / "fixed.yaml"], Question(vary_data=True))
 
 
-def test_an_unknown_metric_names_the_known_ones(promptfl):
+def test_an_unknown_metric_names_the_known_ones_before_anything_runs(promptfl):
     with pytest.raises(ConfigError, match="Did you mean 'eval/global/accuracy'"):
         fedarena.compare([promptfl], seeds=1, references=False, metric="eval/global/acuracy")
+    assert not promptfl.folder.exists()
+
+
+def test_a_metric_that_no_method_has_is_told_after_the_runs(make_config):
+    alone = make_config("federation=local_only", "federation.rounds=1")
+    with pytest.raises(ConfigError, match="was measured for no method"):
+        fedarena.compare([alone], seeds=1, references=False, metric="eval/global/accuracy")
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        ["standard", "scenario.protocol.neighbours=2"],
+        ["base_to_novel"],
+        ["cross_dataset", "scenario.protocol.datasets=[flags]"],
+        ["unseen_clients", "scenario.protocol.newcomer=adapt"],
+    ],
+)
+@pytest.mark.parametrize("rule", ["fedavg", "ditto", "local_only"])
+def test_whatever_a_run_measures_was_known_before(make_config, protocol, rule):
+    settings = [f"scenario.protocol={protocol[0]}", *protocol[1:], f"federation={rule}"]
+    config = make_config(*settings, "federation.rounds=1")
+    (result,) = run_experiments([config])
+    measured = {n for r in result.records for n in r.metrics if n.startswith("eval/")}
+    known = metric_names(config)
+    assert measured <= known
+    if rule == "ditto":  # which has both kinds of models, so nothing that is known is missing
+        assert measured == known
 
 
 # -- which is best -------------------------------------------------------------------------------

@@ -133,13 +133,15 @@ def test_sigterm_ends_a_run_in_this_process_as_killed(tracked, database, tmp_pat
     config = tracked("name=termed", "federation.rounds=100000", "evaluation.every=0")
     (tmp_path / "termed.yaml").write_text(to_yaml(config))
     words = [*FEDARENA, "run", str(tmp_path / "termed.yaml")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, text=True, cwd=tmp_path, **pipes)
     for line in process.stdout:
         if "round 0" in line:
             process.send_signal(signal.SIGTERM)
             break
-    process.communicate()
+    _, told = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
+    assert f"go on with: fedarena resume {run_folder(config).name}\n" in told
     assert statuses(database) == {"termed": "KILLED"}
     with RunStore(run_folder(config)).lock(wait_s=0.2):
         pass

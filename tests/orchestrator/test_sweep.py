@@ -14,7 +14,7 @@ from drivers import FEDARENA, kill_when
 from fl_core.errors import ConfigError, StateError
 from orchestrator.checkpoint import RunStore
 from orchestrator.cli import main
-from orchestrator.display import console
+from orchestrator.display import console, show_results
 from orchestrator.events import Progress
 from orchestrator.host import CoordinatorHost
 from orchestrator.loading import to_dict
@@ -257,6 +257,22 @@ def test_mlflow_has_a_parent_and_a_child_per_trial(make_sweep, tmp_path):
         charts_page("gone", tmp_path / "runs")
 
 
+def test_a_table_of_runs_ends_with_the_command_that_shows_them_in_mlflow(make_config):
+    config = make_config("federation.rounds=1")
+    results = run_experiments([config])
+    for words, line in (
+        (["tracking.enabled=true"], "fedarena ui\n"),
+        (
+            ["tracking.enabled=true", "tracking.uri=http://mlflow:5000"],
+            "ui --uri http://mlflow:5000",
+        ),
+        (["tracking.enabled=false"], None),
+    ):
+        with console.capture() as told:
+            show_results([make_config("federation.rounds=1", *words)], results)
+        assert line in told.get() if line else " ui" not in told.get()
+
+
 def test_mlflow_that_runs_on_a_server_is_named_and_not_started_again(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
@@ -284,6 +300,21 @@ def test_plan_tells_states_and_bytes_and_computes_nothing(make_sweep, tmp_path):
     assert "5 finished, 0 partly done, 0 new" in done.output
     total = result.trials["comm/up_bytes"].sum() + result.trials["comm/down_bytes"].sum()
     assert f"{total / 1e6:.1f}" in done.output
+
+
+def test_plan_tells_which_budgets_admit_no_round_of_a_method(make_sweep, make_config, tmp_path):
+    constant = "training.schedule=constant"
+    (result,) = run_experiments([make_config(constant, "federation.rounds=1")])
+    sent = [result.last.metrics[f"comm/{way}_bytes"] for way in ("up", "down")]
+    cost = sum(sent) / 8 / 1e6  # all of the 8 clients take part, with messages of one size
+    sweep = make_sweep({"method": AXES["method"]}, constant, budgets=[cost / 2, cost])
+    (tmp_path / "small.yaml").write_text(to_yaml(sweep))
+    done = CliRunner().invoke(main, ["plan", str(tmp_path / "small.yaml")])
+    assert done.exit_code == 0, done.output
+    told = " ".join(done.output.split())
+    assert f"{cost / 2:g} MB too small for the first round of promptfl ({cost:.4g} MB), " in told
+    assert told.count("too small") == 1
+    assert "zs (" not in told
 
 
 def test_plan_knows_what_tuning_came_to(make_sweep, tmp_path):
@@ -314,6 +345,27 @@ def test_sweep_and_resume_are_commands(make_sweep, tmp_path):
     assert again.exit_code == 0, again.output
     assert "10 trials: 10 reused" in again.output
     assert find_sweep("nothing", tmp_path / "runs") is None
+
+
+def test_a_mistyped_name_is_told_with_runs_sweeps_and_the_nearest(make_sweep, tmp_path):
+    folder = tmp_path / "runs"
+    for kept in ("promptfl-0123abcd/config.yaml", "sweeps/methods-4567cdef/sweep.yaml"):
+        (folder / kept).parent.mkdir(parents=True)
+        (folder / kept).touch()
+    for typed, meant in (("methds", "methods"), ("promptfl-0123abce", "promptfl-0123abcd")):
+        done = CliRunner().invoke(main, ["resume", typed, "--folder", str(folder)])
+        assert done.exit_code == 1
+        assert f"holds no run and no sweep. Did you mean '{meant}'?" in done.output
+        assert f"Runs in {folder}: promptfl-0123abcd." in done.output
+        assert f"Sweeps in {folder}: methods-4567cdef." in done.output
+
+
+@pytest.mark.parametrize("words", [["show"], ["export"], ["report"], ["runs", "--folder"]])
+def test_what_reads_the_disk_says_how_to_bring_what_is_at_a_url(words):
+    done = CliRunner().invoke(main, [*words, "s3://bucket/runs"])
+    assert done.exit_code == 2
+    assert "'s3://bucket/runs' is a URL" in done.output
+    assert "fedarena resume" in done.output
 
 
 def test_a_sweep_that_was_moved_goes_on_where_it_lies(make_sweep, tmp_path):

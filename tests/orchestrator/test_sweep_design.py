@@ -226,8 +226,9 @@ def test_how_many_seeds_count_up_from_that_of_the_base():
 
 def test_a_setting_that_neither_sweep_nor_base_has_is_told_with_those_of_both():
     with pytest.raises(ConfigError) as caught:
-        load_sweep({"axes": {}}, ["bugets=[1]", "federaton.rounds=2", "method=kgcoop"])
-    assert len(caught.value.faults) == 2
+        load_sweep({"axes": {}}, ["bugets=[1]", "federaton.rounds=2", "method=kgcoop", "lr=0.1"])
+    assert len(caught.value.faults) == 3
+    assert "There is training.optimizer.lr and " in caught.value.faults[2]
     assert "Did you mean 'budgets'" in str(caught.value)
     assert "Did you mean 'federation'" in str(caught.value)
 
@@ -372,3 +373,13 @@ def test_a_place_that_is_left_empty_is_refused_and_no_folder_called_none():
     told = "\n".join(caught.value.faults)
     assert "folder = None" in told
     assert "store = 3" in told
+
+
+def test_a_url_where_a_folder_is_meant_is_refused_with_the_setting_for_urls():
+    places = {"folder": "s3://bucket/runs", "store": "s3://bucket/store"}
+    with pytest.raises(ConfigError) as caught:
+        Design(load_sweep({"base": places})).check()
+    told = "\n".join(caught.value.faults)
+    assert "folder = 's3://bucket/runs' is a URL" in told
+    assert "set mirror to the URL" in told
+    assert "set shared_store to the URL" in told

@@ -154,8 +154,8 @@ def machine(flower: Path | None) -> dict[str, Any]:
 def show(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     print(about)
     print(
-        f"\n{'floats':>8} {'cohort':>6}  {'contestant':<26} {'p5 ms':>8} {'p50 ms':>8} {'p95 ms':>8} "
-        f"{'best p50':>8} {'ms/client':>9}  memory at rounds 10 and 200, MiB"
+        f"\n{'floats':>8} {'cohort':>6}  {'contestant':<26} {'p5 ms':>8} {'p50 ms':>8} "
+        f"{'p95 ms':>8} {'best p50':>8} {'ms/client':>9}  memory at rounds 10 and 200, MiB"
     )
     for row in rows:
         held = {k.removesuffix("_mib"): v for k, v in row.items() if k.endswith("_mib")}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fl_core.answers import AnswerScores, score_answers
+from fl_core.answers import AnswerScores, score_answers, score_answers_of_each
 from fl_core.backbones.token_rows import TOKEN_IDS, shortest_first, trimmed
 from fl_core.learners.base import writes_answers
 from fl_core.local import Problem
@@ -64,10 +64,7 @@ def score_group(
     parameters for one input of a client's; None where all inputs have the same.
     """
     if writes_answers(problem.learner):
-        models = ({n: t[g] for n, t in params.items()} for g in range(len(rows)))
-        parts = (own.to(problem.labels.device) for own in rows)
-        pairs = zip(models, parts, strict=True)
-        return [score_answers(problem, model, own) for model, own in pairs]
+        return score_answers_of_each(problem, params, rows)
     length = max((len(own) for own in rows), default=0)
     if not length:
         nothing = torch.zeros(0)

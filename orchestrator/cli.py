@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,10 +191,10 @@ def _run(configs: list[ExperimentConfig], *, fresh: bool, quiet: bool) -> None:
 
 def _to_go_on(configs: list[ExperimentConfig]) -> str:
     """The command for one run that has begun; several, and what has not begun, start as before."""
+    from orchestrator.display import run_words
     from orchestrator.experiment import run_folder
 
     folder = run_folder(configs[0])
     if len(configs) > 1 or not (folder / "config.yaml").exists():
         return "the same command"
-    here = folder.parent.absolute() == Path("runs").absolute()
-    return f"fedarena resume {folder.name if here else shlex.quote(str(folder))}"
+    return f"fedarena resume {run_words(folder)}"

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from fl_core.backbones.union import modality
 from orchestrator import events
 from orchestrator.config import ExperimentConfig
 from orchestrator.loading import to_dict, tracking_uri
@@ -33,6 +34,9 @@ from orchestrator.results import Result
 from scenarios.scored import SHORT, TITLES, Headline, of_headline
 
 console = Console(width=None if sys.stdout.isatty() else 120)  # files and logs have room
+
+EXAMPLES = {"image": "examples/promptfl.yaml", "text": "examples/fedit.yaml"}
+"""A file to begin with, by what the backbone reads; in a checkout it is there."""
 
 COLUMNS = {
     "chosen": "the same in the round with the best score on validation data",
@@ -136,16 +140,29 @@ def show_results(configs: Sequence[ExperimentConfig], results: Sequence[Result])
     for column, meaning in columns.items():
         console.print(f"  [bold]{column}[/]: {meaning}", highlight=False)
     console.print("\n[bold]Next[/]")
-    program = (
-        "fedarena"
-        if shutil.which("fedarena")
-        else _shown(Path(sys.executable).with_name("fedarena"))
-    )
+    for command in _next_commands(configs, results):
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _next_commands(configs: Sequence[ExperimentConfig], results: Sequence[Result]) -> list[str]:
+    """Look at what MLflow was told, where it was; then a run of one's own, or a closer look."""
+    beside = Path(sys.executable).with_name("fedarena")
+    program = "fedarena" if shutil.which("fedarena") else _shown(beside)
+    commands = []
     tracked = next((c.tracking.uri for c in configs if c.tracking.enabled), None)
     if tracked is not None:
         where = "" if tracked == tracking_uri(None) else f" --uri {shlex.quote(tracked)}"
-        console.print(f"  {program} ui{where}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"  {program} run examples/promptfl.yaml federation.rounds=40", highlight=False)
+        commands.append(f"{program} ui{where}")
+    example = EXAMPLES[modality(configs[0].backbone)]
+    if Path(example).exists():
+        return [*commands, f"{program} run {example} federation.rounds=40"]
+    return [*commands, f"{program} show {run_words(results[0].folder)}"]
+
+
+def run_words(folder: Path) -> str:
+    """How a command names a run: by its name under ./runs, elsewhere by its path."""
+    here = folder.parent.absolute() == Path("runs").absolute()
+    return folder.name if here else shlex.quote(str(folder))
 
 
 def show_plan(configs: Sequence[ExperimentConfig]) -> None:

@@ -48,6 +48,10 @@ WRITTEN_BLOCK = 256
 OWN_BLOCK = 1024
 """Rows scored at once with each model of a group, where every client scores the same rows."""
 
+WRITERS = 16
+"""The most clients whose models write side by side, a quarter of them where these are fewer: so few
+texts go through the model at once that training's groups, which fill a core, are too small."""
+
 
 class Scorer:
     """Scores the shared model, the clients' own models and the references of one experiment."""
@@ -69,7 +73,10 @@ class Scorer:
         self.newcomer = config.scenario.protocol
         group_size = config.resources.group_size
         assert isinstance(group_size, int)  # resolved before the run
-        self.groups = even_groups(range(self.population.num_clients), group_size)
+        num = self.population.num_clients
+        few = min(WRITERS, -(-num // 4)) if self.headline != "accuracy" else 1
+        self.training_groups = even_groups(range(num), group_size)
+        self.groups = even_groups(range(num), max(few, group_size))
 
     def score(self, server: ServerState, fresh_state: Params) -> Metrics:
         """All metrics of the state after a round; client states come from the ledger."""
@@ -187,7 +194,8 @@ class Scorer:
         """The models of ``clients`` on their rows: their own, of a ``given`` state, or what becomes
         of ``broadcast`` in ``steps`` steps.
         """
-        parts, train = self._parts(target, clients), self.population.train
+        groups = self.training_groups if steps else self.groups
+        parts, train = self._parts(target, clients, groups), self.population.train
 
         def make(slot: int, numbers: list[int]) -> Job:
             made = []
@@ -217,12 +225,12 @@ class Scorer:
         ]
 
     def _parts(
-        self, target: Target, clients: set[int]
+        self, target: Target, clients: set[int], groups: Sequence[tuple[int, ...]]
     ) -> list[tuple[tuple[int, ...], tuple[Rows, ...]]]:
         """Groups of clients with the rows of each; rows that all share come in blocks."""
         nothing = np.empty(0, dtype=np.int64)
         parts = []
-        for group in self.groups:
+        for group in groups:
             if not clients.intersection(group):
                 continue
             if target.by_client is not None:

@@ -1,6 +1,7 @@
 """What stands in the repository for users works as it stands: examples, README, commands."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from orchestrator.cli import main
 from orchestrator.loading import is_sweep, load_config, resolve, to_yaml
 from orchestrator.sweep.design import Design
 from orchestrator.sweep.loading import load_sweep
+from orchestrator.sweep.run import run_sweep
 from orchestrator.yaml_text import read_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +51,28 @@ def test_every_example_runs_at_a_small_size(path, make_config, tiny_clip, colour
     )
     assert result.summary["eval/personal/accuracy"] > 0
     assert list(result.rounds.index) == list(range(len(result.records)))
+
+
+def test_fedoa_on_pictures_and_on_texts_is_one_grid(make_config, tiny_clip, colours, tmp_path):
+    small = make_config()
+    (path,) = (path for path in SWEEPS if path.stem == "fedoa_sweep")
+    raw = {**read_yaml(path), "seeds": 1}
+    pictures, texts = (raw["axes"]["data"][name] for name in ("pictures", "texts"))
+    pictures["backbone"]["model"] = f"local-dir:{tiny_clip}"
+    pictures["scenario.dataset"] = str(colours)
+    model = write_model(tmp_path / "language", BERT)
+    texts["backbone"] |= {"model": str(model), "pretrained": "random", "max_length": 12}
+    texts["scenario.dataset"] = f"{write_texts(tmp_path)}?duplicates=drop"
+    texts["scenario.shots"] = None
+    raw["base"] |= {"folder": str(small.folder), "store": str(small.store)}
+    raw["base"] |= {"resources": {"executor": "inline"}, "tracking": {"enabled": False}}
+    raw["base"]["federation"]["rounds"] = 2
+    raw["base"]["scenario"]["num_clients"] = 4
+    ended = run_sweep(load_sweep(raw)).ended
+    cells = {(e.trial.method, e.trial.cell["data"]): e.status for e in ended}
+    assert cells == dict.fromkeys(
+        product(("fedavg", "fedoa", "local-only"), raw["axes"]["data"]), "finished"
+    )
 
 
 def _on_texts(folder):
@@ -115,11 +139,22 @@ def small_run(make_config, tmp_path, *overrides):
 
 
 def test_run_prints_the_table_and_what_to_do_next(make_config, tmp_path):
-    file = small_run(make_config, tmp_path)
-    done = CliRunner().invoke(main, ["run", file, "federation.rounds=2"])
+    file, database = small_run(make_config, tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
+    words = ["run", file, "federation.rounds=2", "tracking.enabled=true"]
+    done = CliRunner().invoke(main, [*words, f"tracking.uri={database}"])
     assert done.exit_code == 0, done.output
-    for word in ("acc %", "worst", "MB up", "fedarena ui", "one"):
+    next_run = "fedarena run examples/promptfl.yaml"
+    for word in ("acc %", "worst", "MB up", f"fedarena ui --uri {database}", next_run, "one"):
         assert word in done.output
+
+
+def test_what_is_not_there_is_no_next_command(make_config, tmp_path, monkeypatch):
+    file = small_run(make_config, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["run", file, "federation.rounds=1"])
+    assert "fedarena ui" not in done.output, "nothing was tracked"
+    assert "examples/" not in done.output
+    assert "fedarena show one-" in done.output
 
 
 def test_resume_goes_on_with_a_run_by_its_name(make_config, tmp_path):

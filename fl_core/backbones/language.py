@@ -27,12 +27,15 @@ from fl_core.backbones.token_rows import (
     PADDING,
     RESPONSE_IDS,
     TOKEN_IDS,
+    check_rows,
 )
 from fl_core.backbones.vision import rebuild
 from fl_core.checks import check_fields
-from fl_core.errors import ConfigError, DataError, StateError
+from fl_core.errors import ConfigError, StateError
 
-FORMAT = 2
+FORMAT = 3
+NO_OUTPUT = "no_output"
+"""Told of a causal model whose weights came without an output layer."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -175,19 +178,12 @@ class Language:
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids int32 [B, max_length] with the model's special tokens, PADDING elsewhere.
 
-        DataError for texts that are too long, where none may be cut.
+        DataError for texts that are too long, where none may be cut, and for those without a token.
         """
         ids = [self._trimmed(row) for row in self.tokenizer(list(texts))["input_ids"]]
+        check_rows(ids, self.info)
         cut = self.info["truncation"]
-        longest = max(map(len, ids), default=0)
-        if longest > self.max_length and cut == "error":
-            many = sum(len(row) > self.max_length for row in ids)
-            raise DataError(
-                f"{many} of {len(ids)} texts have more than backbone.max_length = "
-                f"{self.max_length} tokens, the longest {longest}. Set backbone.max_length up to "
-                f"{self.info['max_positions']}, or backbone.truncation=end or start."
-            )
-        if longest > self.max_length:
+        if max(map(len, ids), default=0) > self.max_length:
             self.tokenizer.truncation_side = "right" if cut == "end" else "left"
             length = self.max_length + (len(self._ending))
             short = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fl_core.backbones.language_front import PREFIX
-from fl_core.backbones.language_layers import PROMPT
-from fl_core.backbones.language_tower import Tower, reading
 from fl_core.backbones.token_rows import PADDING
 from fl_core.errors import ConfigError, DataError
-from fl_core.types import Params
 
 if TYPE_CHECKING:
     from fl_core.backbones.language import Language
@@ -102,37 +98,3 @@ def response_ids(backbone: Language, texts: Sequence[str], most: int) -> Tensor:
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = torch.tensor(row, dtype=torch.int32)
     return ids
-
-
-@torch.no_grad()
-def greedy(tower: Tower, params: Params, prompt: Tensor, end: int, most: int) -> Tensor:
-    """The likeliest next token, again and again, after each text: token ids [B, T], T <= most.
-
-    prompt: token ids [B, L], padded on either side. A row is PADDING behind its ``end``. What is
-    before a token goes through the model once: its keys and values are kept.
-    """
-    text = prompt != PADDING
-    seen, positions = reading(text, True)
-    past = tower.open_past(params, len(prompt))
-    hidden = tower(params, prompt, seen, positions, past=past)  # [B, L, d]
-    order = torch.arange(text.shape[-1], device=prompt.device)
-    last = torch.where(text, order, 0).amax(dim=-1)  # [B]
-    state = hidden[torch.arange(len(prompt), device=prompt.device), last]  # [B, d]
-    # The kept past begins with the trained tokens, which are not handed in again.
-    front = [params[name] for name in (PROMPT, PREFIX) if name in params]
-    rest = {name: tensor for name, tensor in params.items() if name not in (PROMPT, PREFIX)}
-    num_front = sum(map(len, front))
-    there = torch.cat([text.new_ones(len(text), num_front), text], dim=-1)
-    place = there.sum(dim=-1, keepdim=True)  # [B, 1], of the next token
-    done = torch.zeros_like(last, dtype=torch.bool)
-    written: list[Tensor] = []
-    for step in range(most):
-        token = torch.where(done, PADDING, tower.logits(state).argmax(dim=-1))  # [B]
-        written.append(token)
-        done = done | (token == end)
-        if step + 1 == most or bool(done.all()):
-            break
-        there = torch.cat([there, ~done.unsqueeze(-1)], dim=-1)
-        hidden = tower(rest, token.unsqueeze(-1), there.unsqueeze(-2), place + step, past=past)
-        state = hidden[:, -1]
-    return torch.stack(written, dim=-1)

@@ -47,12 +47,18 @@ def past_of(prefix: Tensor, batch: int, dtype: torch.dtype) -> Any:
 
 
 def prefix_shape(body: nn.Module) -> tuple[int, int, int]:
-    """Of one prefix token: keys and values of all layers, their heads, and a head's width."""
-    config: Any = body.config
-    heads = int(config.num_attention_heads)
-    width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
-    num_kept = getattr(config, "num_key_value_heads", None) or heads
-    return 2 * int(config.num_hidden_layers), int(num_kept), int(width)
+    """Of one prefix token: keys and values of all layers, their heads, and a head's width.
+
+    Read off what one token leaves behind, since configs name these in many ways.
+    """
+    from transformers import DynamicCache
+
+    past: Any = DynamicCache()
+    with torch.no_grad():
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=next(body.parameters()).device)
+        body(ids, past_key_values=past)
+    _, heads, _, width = past.layers[0].keys.shape  # [1, h, 1, d_h]
+    return 2 * len(past.layers), heads, width
 
 
 def check_takes_prefix(body: nn.Module) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from fl_core.backbones.clip import is_complete
 from fl_core.backbones.clip_prepare import content_hash, publish
-from fl_core.backbones.language import DTYPES, LanguageModel
+from fl_core.backbones.language import DTYPES, NO_OUTPUT, LanguageModel
+from fl_core.backbones.language_check import check_mask, is_causal, max_positions
 from fl_core.errors import ConfigError, did_you_mean
 from fl_core.seeds import derive
 
@@ -34,7 +35,7 @@ def prepare(
     key.parent.mkdir(parents=True, exist_ok=True)
     place = str(source) if source.is_dir() else spec.model
     config = _config(spec, place, packaged)
-    causal = _is_causal(spec, config)
+    causal = is_causal(spec, config)
     weights = _published(folder, lambda to: _write(spec, place, config, causal, to))
     facts = {name: vars(spec)[name] for name in READING}
     facts |= {"padding": _padding(spec, causal), "weights": weights, "kind": "language"}
@@ -80,26 +81,6 @@ def _first_line(error: Exception) -> str:
     return f"{str(error).strip().splitlines()[0].rstrip('.')}." if str(error).strip() else ""
 
 
-def _is_causal(spec: LanguageModel, config: Any) -> bool:
-    """ConfigError for what is neither an encoder nor a causal model."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    faults = []
-    if getattr(config, "is_encoder_decoder", False):
-        faults.append("it has an encoder and a decoder")
-    fills_in = type(config) in MODEL_FOR_MASKED_LM_MAPPING
-    if not fills_in and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        faults.append("it is no model of texts")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < spec.max_length:
-        faults.append(f"its attention looks back {window} tokens only: set max_length below that")
-    if any("attention" not in kind for kind in getattr(config, "layer_types", None) or ()):
-        faults.append("not all of its layers are attention")
-    if faults:
-        raise ConfigError(f"model {spec.model!r} ({config.model_type}): {'; '.join(faults)}.")
-    return not fills_in
-
-
 def _padding(spec: LanguageModel, causal: bool) -> str:
     if spec.padding == "left" and not causal:
         raise ConfigError(
@@ -113,7 +94,8 @@ def _padding(spec: LanguageModel, causal: bool) -> str:
 
 def _write(spec: LanguageModel, place: str, config: Any, causal: bool, to: Path) -> str:
     """All files of the weights; ``model.json`` last. Returns their hash."""
-    model: Any = _load(spec, place, config, causal)
+    model, lacking = _load(spec, place, config, causal)
+    check_mask(spec, model, causal, _pad_id(config))
     tensors, tied, kept = _split(model, DTYPES[spec.precision])
     save_file(tensors, to / "model.safetensors")
     model.config.save_pretrained(str(to))
@@ -124,7 +106,7 @@ def _write(spec: LanguageModel, place: str, config: Any, causal: bool, to: Path)
         "width": int(config.hidden_size),
         "num_heads": int(config.num_attention_heads),
         "num_layers": int(config.num_hidden_layers),
-        "max_positions": int(getattr(config, "max_position_embeddings", 0)) or None,
+        "max_positions": max_positions(model),
         "lora_modules": _lora_modules(config.model_type),
         "ia3_modules": _ia3_modules(config.model_type),
         "pad_id": _pad_id(config),
@@ -132,6 +114,7 @@ def _write(spec: LanguageModel, place: str, config: Any, causal: bool, to: Path)
         "kept_dtype": kept,
         "tokenizer": _save_tokenizer(place, to),
     }
+    info |= {NO_OUTPUT: True} if lacking else {}
     tokens = hashlib.sha256()
     for path in sorted(to.glob("*token*")):
         tokens.update(path.read_bytes())
@@ -141,7 +124,8 @@ def _write(spec: LanguageModel, place: str, config: Any, causal: bool, to: Path)
     return str(info["weights_hash"])
 
 
-def _load(spec: LanguageModel, place: str, config: Any, causal: bool) -> Any:
+def _load(spec: LanguageModel, place: str, config: Any, causal: bool) -> tuple[Any, bool]:
+    """The model, and whether it came without an output layer."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     kind = AutoModelForCausalLM if causal else AutoModel
@@ -150,28 +134,54 @@ def _load(spec: LanguageModel, place: str, config: Any, causal: bool) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(0, "transformers", config.to_json_string()))
             model = kind.from_config(config, dtype=torch.float32)
-        return model.eval()
+        return model.eval(), False
     try:
-        with _no_progress_bars():
-            model = kind.from_pretrained(place, dtype=torch.float32)
+        with _quietly():
+            model, told = kind.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
     except UNREADABLE as error:
         raise ConfigError(
             f"transformers cannot load model {spec.model!r}: {error}. For weights drawn at random "
             "set backbone.pretrained=random."
         ) from error
-    return model.eval()
+    return model.eval(), _fill_gaps(spec, model, sorted(told["missing_keys"]))
+
+
+def _fill_gaps(spec: LanguageModel, model: nn.Module, missing: Sequence[str]) -> bool:
+    """Zeros for what a checkpoint lacks and nobody reads, which transformers has drawn at random.
+
+    Returns whether the output layer is among it. ConfigError where anything else is.
+    """
+    output: Any = model.get_output_embeddings()  # type: ignore[operator]
+    named = dict(model.named_parameters())
+    words: Any = model.get_input_embeddings()  # type: ignore[operator]
+    of_output = {id(own) for own in output.parameters()} if output is not None else set()
+    of_output -= {id(own) for own in words.parameters()}  # where the two are one
+    unread = [n for n in missing if "pooler" in n.split(".") or id(named.get(n)) in of_output]
+    if len(unread) < len(missing):
+        left = [name for name in missing if name not in unread]
+        raise ConfigError(
+            f"the weights of model {spec.model!r} lack {len(left)} tensors that its config.json "
+            f"asks for, such as {left[0]}: correct one of the two, or set "
+            "backbone.pretrained=random for drawn weights."
+        )
+    with torch.no_grad():
+        for name in unread:
+            named[name].zero_()
+    return any(id(named[name]) in of_output for name in unread)
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """transformers draws one on standard error for each model that it loads."""
+def _quietly() -> Iterator[None]:
+    """transformers draws a progress bar for each model, and lists what it does not know in it."""
     from transformers.utils import logging as told
 
-    shown = told.is_progress_bar_enabled()
+    shown, level = told.is_progress_bar_enabled(), told.get_verbosity()
     told.disable_progress_bar()
+    told.set_verbosity_error()
     try:
         yield
     finally:
+        told.set_verbosity(level)
         if shown:
             told.enable_progress_bar()
 

@@ -149,7 +149,7 @@ def build_tower(
     prompted: whether it takes a prompt.
     """
     module = backbone.build()
-    body, prefix = _body(module, backbone.causal)
+    body, prefix = body_of(module, backbone.causal)
     layers_path, layers = _layers(body, backbone.num_layers)
     stored_at, first = None, 0
     if top_layers is not None:
@@ -222,7 +222,8 @@ def reading(valid: Tensor, causal: bool) -> tuple[Tensor, Tensor | None]:
     return seen & (order.unsqueeze(0) <= order.unsqueeze(1)), positions
 
 
-def _body(module: nn.Module, causal: bool) -> tuple[nn.Module, str]:
+def body_of(module: nn.Module, causal: bool) -> tuple[nn.Module, str]:
+    """A model without its output layer, and what paths have before those within it."""
     body: nn.Module = module.base_model if causal else module  # type: ignore[assignment]
     prefix = next(name for name, part in module.named_modules() if part is body)
     return body, f"{prefix}." if prefix else ""
@@ -240,7 +241,8 @@ def _layers(body: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]:
     for path, part in body.named_modules():
         if isinstance(part, nn.ModuleList) and len(part) == num_layers:
             return path, part
-    raise ConfigError(f"model {type(body).__name__} has no list of its {num_layers} layers.")
+    kind = f"model {type(body).__name__} has no list of its {num_layers} layers, "
+    raise ConfigError(f"{kind}as where all are one. Choose another backbone.model.")
 
 
 def _layer_number(path: str, layers_path: str) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fl_core.errors import DataError
 
 TOKEN_IDS, BELOW_TOP = "token_ids", "below_top_"
 RESPONSE_IDS = "response_ids_"
@@ -38,6 +41,29 @@ def shortest_first(inputs: Mapping[str, Tensor], rows: Tensor) -> Tensor | None:
     """The order of some rows [n] by their number of tokens; None where they are no texts."""
     ids = inputs.get(TOKEN_IDS)
     return None if ids is None else (ids[rows] != PADDING).sum(dim=-1).argsort(stable=True)
+
+
+def check_rows(rows: Sequence[Sequence[int]], reading: Mapping[str, Any]) -> None:
+    """DataError for texts (their tokens) without a token, and for long ones that may not be cut.
+
+    reading: how a model reads texts, ``model.json`` of a prepared one.
+    """
+    if not all(rows):
+        raise DataError(
+            f"{sum(not row for row in rows)} of {len(rows)} texts that were read together have no "
+            f"token in model {reading['model']!r}, so it could read nothing: leave them out."
+        )
+    most, room = int(reading["max_length"]), reading["max_positions"]
+    longest = max(map(len, rows), default=0)
+    if longest <= most or reading["truncation"] != "error":
+        return
+    fits = room is None or longest <= room
+    longer = f"backbone.max_length={longest} or more, or " if fits else ""
+    raise DataError(
+        f"{sum(len(row) > most for row in rows)} of {len(rows)} texts that were read together have "
+        f"more than backbone.max_length = {most} tokens, the longest {longest} (the model takes "
+        f"{room or 'any number'}). Set {longer}backbone.truncation=end or start."
+    )
 
 
 def _used(ids: Tensor) -> slice:

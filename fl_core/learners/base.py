@@ -134,8 +134,13 @@ class WritesAnswers(Protocol):
     @property
     def writes(self) -> bool: ...
 
-    def write(self, params: Params, frozen: Any, inputs: Params) -> tuple[list[str], Tensor]:
-        """The answer to each text, and -log p per token [B] of the response that was wanted."""
+    def write(
+        self, params: Params, frozen: Any, inputs: Params, each: bool = False
+    ) -> tuple[list[str], Tensor]:
+        """The answer to each text, and -log p per token [B] of the response that was wanted.
+
+        each: ``params`` [B, ...] are those of a model for each text.
+        """
 
 
 def writes_answers(learner: object) -> TypeGuard[WritesAnswers]:

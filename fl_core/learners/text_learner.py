@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fl_core.backbones.language import Language
+from fl_core.backbones.language import NO_OUTPUT, Language
 from fl_core.backbones.language_answers import answers_of
 from fl_core.backbones.language_tower import Tower
 from fl_core.backbones.token_rows import RESPONSE_IDS, TOKEN_IDS
@@ -64,6 +64,12 @@ class TextLearner:
                 "learner.head = label_words needs a causal model: an encoder's log-likelihood of "
                 "several masked tokens is not defined. Set learner.head=classifier or similarity."
             )
+        if head in ("label_words", "generation") and backbone.info.get(NO_OUTPUT):
+            raise ConfigError(
+                f"learner.head = {head} reads the output layer, which the weights of "
+                f"{backbone.info['model']!r} lack: save the model with its language-model head, or "
+                "set learner.head=classifier."
+            )
         words = label_words(backbone, classes) if head == "label_words" else None
         similar = head == "similarity"
         names = class_name_features(backbone, classes, pooling) if similar else None
@@ -86,5 +92,7 @@ class TextLearner:
     def logits(self, params: Params, frozen: TextModel, inputs: Params) -> Tensor:
         return frozen.logits(params, inputs)
 
-    def write(self, params: Params, frozen: TextModel, inputs: Params) -> tuple[list[str], Tensor]:
-        return frozen.write(params, inputs)
+    def write(
+        self, params: Params, frozen: TextModel, inputs: Params, each: bool = False
+    ) -> tuple[list[str], Tensor]:
+        return frozen.write(params, inputs, each)

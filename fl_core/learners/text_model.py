@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fl_core.backbones.language import Language
-from fl_core.backbones.language_answers import Answers, greedy
+from fl_core.backbones.language_answers import Answers
 from fl_core.backbones.language_tower import Tower, reading
+from fl_core.backbones.language_writing import begin, greedy, log_likelihood
 from fl_core.backbones.token_rows import BELOW_TOP, PADDING, RESPONSE_IDS, TOKEN_IDS
 from fl_core.errors import ConfigError
 from fl_core.learners.base import Feature, masked_cross_entropy, masked_mean
@@ -80,12 +81,15 @@ class TextModel:
             return label_scores(self.tower, self.words, params, inputs[TOKEN_IDS])
         return self._scores(params, *self._hidden(params, inputs))
 
-    def write(self, params: Params, inputs: Params) -> tuple[list[str], Tensor]:
-        """The answer to each text, and -log p per token [B] of the response that was wanted."""
+    def write(self, params: Params, inputs: Params, each: bool = False) -> tuple[list[str], Tensor]:
+        """The answer to each text, and -log p per token [B] of the response that was wanted.
+
+        each: ``params`` [B, ...] are those of a model for each text.
+        """
         assert self.answers is not None  # with another head nobody asks
-        ids, end, most = inputs[TOKEN_IDS], self.answers.end, self.answers.max_new_tokens
-        written = greedy(self.tower, params, ids, end, most)
-        told, _, _ = response_log_likelihood(self.tower, params, ids, _response_of(inputs))
+        begun = begin(self.tower, params, inputs[TOKEN_IDS], each=each)
+        told = log_likelihood(begun, _response_of(inputs))
+        written = greedy(begun, self.answers.end, self.answers.max_new_tokens)
         return self.answers.read(written), -told
 
     def _response(self, batch: Batch) -> Tensor | None:

@@ -97,11 +97,17 @@ def draft_folder(root: Path, levels: tuple[str, ...] | None = None) -> Draft:
     if not entries and not faults:
         faults = [
             f"it holds no images (with one of {', '.join(IMAGE_SUFFIXES)}). Expected "
-            f"{root}/{'/'.join(level.upper() for level in reading.levels)}/*.png."
+            f"{root}/{'/'.join(level.upper() for level in reading.levels)}/*.png.{_of_texts(root)}"
         ]
     if faults:
         raise DataError(f"image folder {root}: " + "\n  ".join(faults))
     return draft_files(root.name, root, entries)
+
+
+def _of_texts(root: Path) -> str:
+    if next(root.rglob("*.txt"), None) is None:
+        return ""
+    return " Texts are read from a table with columns text and label: Parquet, Arrow or JSON lines."
 
 
 def check_levels(levels: Iterable[str]) -> Iterator[str]:

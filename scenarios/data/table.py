@@ -212,7 +212,7 @@ class _Table:
                 yield f"no column {name}, which is to be the {role}.{did_you_mean(name, present)}"
         found = f"(found: {', '.join(present)})"
         if not {"image", "text"} & set(self.roles):
-            yield f"no column image or text {found}: name it, such as ?image=picture."
+            yield f"no column image or text {found}: name it, as in ?image=COLUMN or ?text=COLUMN."
         if {"image", "text"} <= set(self.roles):
             yield (
                 f"image ({self.roles['image']}) and text ({self.roles['text']}) are both there: "

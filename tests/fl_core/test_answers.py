@@ -1,14 +1,17 @@
 """Answers in a model's own words: written as transformers writes them, scored by hand."""
 
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from language_toys import BERT, CLASSES, LLAMA, MAX_LENGTH, WORDS, small_language, texts_and_labels
 
 from fl_core.answers import score_answers
-from fl_core.backbones.language_answers import following, greedy, response_ids
+from fl_core.backbones.language_answers import following, response_ids
 from fl_core.backbones.language_tower import reading
+from fl_core.backbones.language_writing import begin, greedy
 from fl_core.backbones.token_rows import PADDING, trimmed
 from fl_core.errors import ConfigError, DataError
 from fl_core.federation import FedAvg
@@ -45,9 +48,9 @@ def written_learner(kind=LoRA, **fields):
     return kind(head="generation", max_new_tokens=MOST, **fields)
 
 
-def moved(learner, frozen):
+def moved(learner, frozen, seed=0):
     """Away from where adapters change nothing."""
-    draws = generator(0, "moved")
+    draws = generator(seed, "moved")
     params = learner.init(frozen, generator(0, "init"))
     return {
         n: t + 0.5 * torch.randn(t.shape, generator=draws, dtype=t.dtype) for n, t in params.items()
@@ -87,6 +90,10 @@ def generated(model, ids, end):
     return torch.where(over, PADDING, new)
 
 
+def written(tower, params, ids, end):
+    return greedy(begin(tower, params, ids), end, MOST)
+
+
 def ends_to_try(free):
     """No end at all, and tokens that end some answers early and others late or never."""
     lengths = {
@@ -110,11 +117,11 @@ def test_greedy_writing_is_that_of_transformers_with_the_adapter_in_peft(llama):
     assert not set_peft_model_state_dict(model, given).unexpected_keys
     ids = llama.tokenize(TEXTS)
     assert len({int((row != PADDING).sum()) for row in ids}) > 2
-    bare = greedy(frozen.tower, {}, ids, -2, MOST)
+    bare = written(frozen.tower, {}, ids, -2)
     for end in ends_to_try(generated(model, ids, None)):
-        found = greedy(frozen.tower, params, ids, -2 if end is None else end, MOST)
+        found = written(frozen.tower, params, ids, -2 if end is None else end)
         assert torch.equal(found, generated(model, ids, end))
-    assert not torch.equal(bare, greedy(frozen.tower, params, ids, -2, MOST))
+    assert not torch.equal(bare, written(frozen.tower, params, ids, -2))
 
 
 def test_a_model_that_counts_positions_writes_as_in_transformers(tmp_path):
@@ -122,7 +129,7 @@ def test_a_model_that_counts_positions_writes_as_in_transformers(tmp_path):
     tower = written_learner().prepare(backbone, Task(CLASSES)).tower
     ids, model = backbone.tokenize(TEXTS), hugging_face(backbone)
     for end in ends_to_try(generated(model, ids, None)):
-        found = greedy(tower, {}, ids, -2 if end is None else end, MOST)
+        found = written(tower, {}, ids, -2 if end is None else end)
         assert torch.equal(found, generated(model, ids, end))
 
 
@@ -131,8 +138,8 @@ def test_the_side_of_the_padding_does_not_matter_to_what_is_written(llama, tmp_p
     learner = written_learner()
     frozen = learner.prepare(llama, Task(CLASSES))
     params = moved(learner, frozen)
-    expected = greedy(frozen.tower, params, llama.tokenize(TEXTS), END, MOST)
-    assert torch.equal(expected, greedy(frozen.tower, params, right.tokenize(TEXTS), END, MOST))
+    expected = written(frozen.tower, params, llama.tokenize(TEXTS), END)
+    assert torch.equal(expected, written(frozen.tower, params, right.tokenize(TEXTS), END))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def test_kept_keys_and_values_change_nothing(learner, llama):
     """Each text alone, without padding, and all of it again for every token."""
     frozen = learner.prepare(llama, Task(CLASSES))
     params, ids = moved(learner, frozen), llama.tokenize(TEXTS)
-    found = greedy(frozen.tower, params, ids, -2, MOST)
+    found = written(frozen.tower, params, ids, -2)
     for row, text in enumerate(ids):
         tokens = text[text != PADDING].long()
         for step in range(MOST):
@@ -158,6 +165,82 @@ def test_kept_keys_and_values_change_nothing(learner, llama):
                 following = frozen.tower.logits(hidden[0, -1]).argmax()
             assert found[row, step] == following
             tokens = torch.cat([tokens, following[None]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewAtOnce(LoRA):
+    rows_at_once: ClassVar[int] = 2
+
+
+def passes_of(tower):
+    """Token ids of every pass through the model from now on; of one text where all are apart."""
+    seen = []
+    tower.body.register_forward_pre_hook(lambda body, given: seen.append(given[0].shape))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        written_learner(rank=2),
+        written_learner(FewAtOnce, rank=2),
+        written_learner(IA3),
+        written_learner(PromptTuning, num_tokens=3),
+        written_learner(Prefix, num_tokens=2),
+    ],
+    ids=lambda learner: f"{learner.name}, {learner.rows_at_once}",
+)
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=lambda config: config["model_type"])
+def test_models_of_a_group_write_side_by_side_what_each_writes_alone(learner, config, tmp_path):
+    problem = problem_of(learner, small_language(tmp_path, config))
+    models = [moved(learner, problem.frozen, seed) for seed in range(5)]
+    rows = [torch.tensor(own, dtype=torch.int64) for own in ([4], [0], [], [3], [5])]
+    alone, before = {}, passes_of(problem.frozen.tower)
+    for g, own in enumerate(rows):
+        for row in own.tolist():
+            inputs = {kind: values[[row]] for kind, values in problem.inputs.items()}
+            (text,), nll = learner.write(models[g], problem.frozen, inputs)
+            alone[g, row] = text, nll[0]
+    num_alone = len(before)
+    problem.responses.update({row: (text,) for (_, row), (text, _) in alone.items()})
+    stacked = {name: torch.stack([model[name] for model in models]) for name in models[0]}
+    assert len({text for text, _ in alone.values()}) > 1
+    before.clear()
+    found = score_group(problem, stacked, rows)
+    parts = 2 if learner.rows_at_once == 2 else 1
+    assert len(before) <= min(parts * (MOST + 1), num_alone - 1)
+    for g, (own, scores) in enumerate(zip(rows, found, strict=True)):
+        assert scores.exact_match.tolist() == [1] * len(own)
+        nll = [alone[g, row][1].float() for row in own.tolist()]
+        assert scores.nll.tolist() == pytest.approx(list(map(float, nll)), rel=1e-5)
+
+
+def test_models_take_turns_where_that_costs_no_more_passes(llama):
+    learner = written_learner(FewAtOnce)
+    problem = problem_of(learner, llama)
+    models = [moved(learner, problem.frozen, seed) for seed in range(2)]
+    stacked = {name: torch.stack([model[name] for model in models]) for name in models[0]}
+    seen = passes_of(problem.frozen.tower)
+    score_group(problem, stacked, [torch.arange(2), torch.arange(2, 4)])
+    assert seen[0][0] == 2  # and not one text of each model, side by side
+
+
+def test_a_text_is_read_once_and_what_is_over_is_computed_no_further(llama):
+    problem = problem_of(written_learner(), llama)
+    frozen, inputs = problem.frozen, trimmed(problem.inputs)
+    params = moved(problem.learner, frozen)
+    free = written(frozen.tower, params, inputs["token_ids"], -2)
+    _, end = ends_to_try(free)[:2]
+    ids = written(frozen.tower, params, inputs["token_ids"], end)
+    lengths = (ids != PADDING).sum(dim=1)
+    assert len(lengths.unique()) > 1
+    answers = replace(frozen.answers, end=end)
+    seen = passes_of(frozen.tower)
+    problem.learner.write(params, replace(frozen, answers=answers), inputs)
+    reads, judges, *steps = seen
+    assert reads == inputs["token_ids"].shape
+    assert judges == inputs[f"response_ids_{MOST}"][:, 1:].shape
+    assert steps == [(int((lengths > t).sum()), 1) for t in range(1, int(lengths.max()))]
 
 
 def test_the_loss_is_that_of_the_response_and_its_end_per_token(llama):

@@ -270,10 +270,21 @@ def test_a_long_text_is_refused_or_cut_as_asked(tmp_path):
     refusing = small_language(tmp_path, BERT, max_length=5, truncation="error")
     with pytest.raises(DataError, match=r"1 of 2 texts .*max_length = 5 tokens, the longest 8"):
         refusing.tokenize(["w1", text])
+    with pytest.raises(DataError, match=r"longest 8 .*24\). Set backbone.max_length=8 or more, or"):
+        refusing.tokenize([text])
+    with pytest.raises(DataError, match=r"longest 42 .*24\). Set backbone.truncation=end or start"):
+        refusing.tokenize(["w1 " * 40])
     end = small_language(tmp_path, BERT, max_length=5, truncation="end").tokenize([text])
     start = small_language(tmp_path, BERT, max_length=5, truncation="start").tokenize([text])
     assert end.tolist() == [[2, 9, 10, 11, 3]]
     assert start.tolist() == [[2, 12, 13, 14, 3]]
+
+
+def test_a_text_without_a_token_is_refused(tmp_path):
+    """A BERT has tokens around it, a causal model may have none at all."""
+    assert small_language(tmp_path, BERT).tokenize([""]).ge(0).sum() == 2
+    with pytest.raises(DataError, match=r"1 of 2 texts .*no token in model .*leave them out"):
+        small_language(tmp_path, LLAMA).tokenize(["w1", ""])
 
 
 def test_a_label_without_room_after_the_text_is_refused(tmp_path):
@@ -296,6 +307,87 @@ def test_what_a_language_model_cannot_do_is_refused(fields, message, tmp_path):
     settings = {"model": str(source), "pretrained": "random"} | fields
     with pytest.raises(ConfigError, match=message):
         prepare_language(LanguageModel(**settings), tmp_path, {"minilm": tmp_path})
+
+
+SHAPE = {name: BERT[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+SHAPE |= {"num_attention_heads": 2, "intermediate_size": 24, "initializer_range": 0.3}
+FNET = SHAPE | {"model_type": "fnet", "max_position_embeddings": 24}
+LONGFORMER = SHAPE | {"model_type": "longformer", "attention_window": [4] * 3}
+BLOOM = {"model_type": "bloom", "vocab_size": BERT["vocab_size"], "hidden_size": 16}
+BLOOM |= {"n_layer": 2, "n_head": 2}
+MAMBA = {"model_type": "mamba", "vocab_size": BERT["vocab_size"], "hidden_size": 16}
+BIG_BIRD = SHAPE | {"model_type": "big_bird", "block_size": 2}
+T5 = {"model_type": "t5", "vocab_size": BERT["vocab_size"], "d_model": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (FNET, r"\(fnet\) cannot read texts of different lengths as one batch.*longer one stands"),
+        (LONGFORMER, r"\(longformer\) cannot read texts.*Choose another, such as a BERT"),
+        (BLOOM, r"\(bloom\) cannot read texts of different lengths.*Choose another"),
+        (MAMBA, r"\(mamba\): its config tells no num_attention_heads"),
+        (BIG_BIRD, r"\(big_bird\): its attention is block sparse.*original_full"),
+        (T5, r"\(t5\): it has an encoder and a decoder: choose an encoder or a causal model.$"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)
+def test_a_model_that_reads_no_padded_texts_is_refused_before_it_is_stored(
+    config, message, tmp_path
+):
+    with pytest.raises(ConfigError, match=message):
+        small_language(tmp_path / "store", config)
+    assert not list((tmp_path / "store").rglob("model.safetensors"))
+
+
+def checkpoint(folder, config, kind):
+    """As save_pretrained leaves it, with a tokenizer."""
+    from transformers import AutoConfig
+
+    source = write_model(folder, config)
+    torch.manual_seed(0)
+    kind.from_config(AutoConfig.from_pretrained(str(source))).save_pretrained(str(source))
+    return LanguageModel(model=str(source), max_length=MAX_LENGTH)
+
+
+def test_a_checkpoint_without_a_pooler_is_the_same_model_wherever_it_is_prepared(tmp_path, capfd):
+    from transformers import AutoModelForMaskedLM
+
+    spec = checkpoint(tmp_path / "bert", BERT, AutoModelForMaskedLM)
+    capfd.readouterr()
+    first, second = (
+        load_language(prepare_language(spec, tmp_path / name, {})) for name in ("one", "two")
+    )
+    assert first.weights_hash == second.weights_hash
+    assert capfd.readouterr().err == ""
+
+
+def test_what_a_checkpoint_lacks_is_not_drawn_at_random_and_used(tmp_path):
+    from transformers import AutoModel
+
+    untied = LLAMA | {"tie_word_embeddings": False}
+    spec = checkpoint(tmp_path / "llama", untied, AutoModel)
+    backbone = load_language(prepare_language(spec, tmp_path / "store", {}))
+    assert LoRA().prepare(backbone, Task(CLASSES))
+    for head in ("label_words", "generation"):
+        with pytest.raises(ConfigError, match=rf"head = {head} reads the output layer.*lack"):
+            LoRA(head=head, max_new_tokens=4).prepare(backbone, Task(CLASSES))
+    spec = checkpoint(tmp_path / "bert", BERT, AutoModel)
+    write_model(tmp_path / "bert", BERT | {"num_hidden_layers": 4})
+    with pytest.raises(ConfigError, match=r"lack 16 tensors .*such as encoder\.layer\.3\."):
+        prepare_language(spec, tmp_path / "store", {})
+
+
+def test_a_roberta_has_fewer_positions_than_its_table_has_rows(tmp_path):
+    """It counts them from behind that of the padding."""
+    config = BERT | {"model_type": "roberta", "pad_token_id": 1}
+    text = " ".join(["w1"] * 40)
+    with pytest.raises(ConfigError, match=r"max_length = 23 .* has 22 positions"):
+        small_language(tmp_path / "long", config, max_length=23)
+    backbone = small_language(tmp_path, config, max_length=22)
+    ids = backbone.tokenize([text])
+    assert int((ids >= 0).sum()) == 22
+    assert build_tower(backbone, ())({}, ids, *reading(ids >= 0, False)).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,18 @@ def test_a_model_without_keys_and_values_of_the_past_takes_no_prefix(tmp_path):
     assert PromptTuning(num_tokens=2).prepare(backbone, Task(CLASSES))
 
 
+def test_a_prefix_has_the_heads_that_a_model_keeps(tmp_path):
+    """A Falcon has one head of keys and values, which its config does not tell as others do."""
+    small = {"model_type": "falcon", "vocab_size": LLAMA["vocab_size"], "hidden_size": 16}
+    small |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    learner = Prefix(num_tokens=3)
+    problem = language_problem(learner, small_language(tmp_path, small))
+    assert problem.initial["prefix"].shape == (3, 4, 1, 8)
+    batch = Batch(problem.inputs, problem.labels, torch.ones(NUM_EXAMPLES))
+    gradient = torch.func.grad(learner.loss)(problem.initial, problem.frozen, batch)
+    assert gradient["prefix"].abs().max() > 0
+
+
 def test_rescaled_inputs_are_among_the_adapted_modules():
     with pytest.raises(ConfigError, match=r"feedforward = fc2 is not among modules = k_proj"):
         IA3(modules=("k_proj",), feedforward=("fc2",))

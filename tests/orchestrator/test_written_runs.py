@@ -14,11 +14,14 @@ from fl_core.backbones.union import load_backbone
 from fl_core.errors import ConfigError, DataError
 from fl_core.types import Task
 from orchestrator.cli import main
+from orchestrator.compare.measurable import metric_names
 from orchestrator.executors import InlineExecutor
 from orchestrator.experiment import compute_features, prepare_experiment
 from orchestrator.loading import load_config, resolve
+from orchestrator.placement import Placement
 from orchestrator.report.listing import describe_run, list_runs
 from orchestrator.run import run_experiments
+from orchestrator.scoring import Scorer
 from scenarios.data.catalogue import load_dataset
 
 KINDS = {"animal": ["cat", "the cat"], "sea": ["fish", "sea"], "hot": ["fire engine"]}
@@ -93,6 +96,7 @@ def test_two_clients_learn_to_write_and_are_judged_by_rouge(make_written_config)
     assert list(result.last.client_metrics) == ["eval/personal/rougeL"]
     assert result.last.validation == last["eval/validation/rougeL"]
     assert "selected/global/rougeL" in result.summary
+    assert {name for name in last if name.startswith("eval/")} <= metric_names(config)
     assert result.confusion is None
 
 
@@ -114,6 +118,16 @@ def test_personal_models_write_for_themselves(make_written_config, rule):
     assert 0 <= shared <= 1
     assert 0 <= personal <= 1
     assert result.last.metrics["eval/personal/nll"] != result.last.metrics["eval/global/nll"]
+
+
+def test_more_clients_write_side_by_side_than_train_as_one(make_written_config):
+    def sizes(*overrides):
+        config = make_written_config("scenario.num_clients=7", "resources.group_size=1", *overrides)
+        scorer = Scorer(prepare_experiment(config), InlineExecutor(), Placement(1), None, {})
+        return [list(map(len, g)) for g in (scorer.training_groups, scorer.groups)]
+
+    assert sizes() == [[1] * 7, [2, 2, 2, 1]]
+    assert sizes("resources.group_size=4") == [[4, 3], [4, 3]]
 
 
 @pytest.mark.ray

@@ -216,6 +216,13 @@ def test_an_empty_folder_and_an_extra_split_are_refused(tmp_path, tables):
         load_dataset(str(root))
 
 
+def test_a_folder_of_texts_is_told_where_texts_are_read_from(tmp_path):
+    (tmp_path / "train" / "good").mkdir(parents=True)
+    (tmp_path / "train" / "good" / "1.txt").write_text("fine")
+    with pytest.raises(DataError, match=r"holds no images.*columns text and label.*JSON lines"):
+        load_dataset(str(tmp_path))
+
+
 class Counting:
     """Items that count how often they are read."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from fl_core.backbones.adapted import AdaptedClip
 from fl_core.backbones.language_tower import Adapter
@@ -75,6 +76,8 @@ def with_reference(num_tokens):
 def language(layers=6, width=384, wide=1536):
     """MiniLM-L6: a tower with IA3's places, and a head that trains nothing."""
     facts = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": 12}
+    with torch.device("meta"):  # shapes, without values
+        body = BertModel(BertConfig(vocab_size=4, intermediate_size=wide, **facts))
     places = []
     for layer in range(layers):
         attention = f"encoder.layer.{layer}.attention"
@@ -84,7 +87,7 @@ def language(layers=6, width=384, wide=1536):
     tower = SimpleNamespace(
         places=tuple(places),
         words=lambda: torch.zeros(1, width),
-        body=SimpleNamespace(config=SimpleNamespace(**facts)),
+        body=body,
         device=torch.device("cpu"),
         dtype=torch.float32,
     )

@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Ray's processes would wait for the tests that compute beside them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 TINY_CLIP = {
     "embed_dim": 32,

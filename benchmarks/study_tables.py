@@ -21,9 +21,12 @@ METRICS = {
     "robust": [SHARED],
     "heterogeneity": [SHARED, OWN, WORST],
     "clients": [SHARED, OWN, WORST],
+    "adapters": [SHARED, OWN, WORST],
     "methods": [SHARED, NOVEL, OWN, WORST],
     "vision": [SHARED, NOVEL, OWN, WORST],
 }
+NUM_CLIENTS = {"adapters": 8}
+"""Where it is not 10."""
 TITLES = {
     SHARED: "shared model",
     OWN: "clients' models",
@@ -43,7 +46,7 @@ def main() -> None:
         raise SystemExit(f"no sweep {args.study} in {args.folder}: run it first")
     trials = pd.read_csv(found / "trials.csv", keep_default_na=False, na_values=[""])
     trials = trials[(trials.stage == "test") & trials.status.isin(["finished", "reused"])]
-    print(table(trials, METRICS[args.study]))
+    print(table(trials, METRICS[args.study], NUM_CLIENTS.get(args.study, 10)))
     if args.picture:
         draw(trials, METRICS[args.study], args.picture)
 
@@ -80,7 +83,7 @@ def draw(trials: pd.DataFrame, metrics: list[str], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def table(trials: pd.DataFrame, metrics: list[str]) -> str:
+def table(trials: pd.DataFrame, metrics: list[str], num_clients: int) -> str:
     """A row per method; a column per cell and metric."""
     cells = cells_of(trials)
     names, methods = list(dict.fromkeys(cells)), list(dict.fromkeys(trials.method))
@@ -101,18 +104,18 @@ def table(trials: pd.DataFrame, metrics: list[str]) -> str:
             row.append(f"{values.mean():.1f} ± {values.std():.1f}" if len(values) else "–")
         own = trials[trials.method == method]
         if plain:
-            row += [_floats(own), _seconds(own)]
+            row += [f"{_floats(own) / num_clients:,.0f}", f"{_seconds(own) / num_clients:.3f}"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
-def _floats(own: pd.DataFrame) -> str:
-    """float32 values that one client sends in a round."""
-    return f"{own['comm/up_payload_bytes'].iloc[0] / 4 / own['rounds'].iloc[0] / 10:,.0f}"
+def _floats(own: pd.DataFrame) -> float:
+    """float32 values that all clients send in a round."""
+    return float(own["comm/up_payload_bytes"].iloc[0] / 4 / own["rounds"].iloc[0])
 
 
-def _seconds(own: pd.DataFrame) -> str:
-    return f"{own['time/run_s'].mean() / own['rounds'].iloc[0] / 10:.3f}"
+def _seconds(own: pd.DataFrame) -> float:
+    return float(own["time/run_s"].mean() / own["rounds"].iloc[0])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,15 @@ def test_a_method_has_a_page_with_a_command_that_loads(name):
         assert name in (config.learner.name, config.federation.name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_figures_of_a_page_are_those_of_the_table_of_all_methods(name):
+    _, mark, measured = (PAGES / f"{name}.md").read_text().partition("\n## Measured\n")
+    assert mark, "a page ends with what was measured, or says that nothing was yet"
+    rows = [line for line in measured.splitlines() if line.startswith("|")]
+    assert len(rows) >= 4 or measured.strip().startswith("Not yet")
+    assert set(rows) <= set((PAGES / "index.md").read_text().splitlines())
+
+
 def test_no_file_or_command_asks_for_another_number_of_tokens_than_its_words_have():
     """The papers' models and the packaged ones read CLIP's own tokens."""
     texts = "\n".join(path.read_text() for path in PAGES.glob("*.md"))

@@ -145,4 +145,8 @@ PAGE = """\
 ```sh
 fedarena run examples/promptfl.yaml learner=@NAME@
 ```
+
+## Measured
+
+Not yet: give it a row in [the table of all methods](index.md#accuracy-on-packaged-data), and here.
 """

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 from safetensors.torch import save
 
 from fl_core import wire
@@ -57,9 +56,8 @@ class ClientActor(Held):
     def pid(self) -> int:
         return os.getpid()
 
-    def do(self, job: Job, shared: bytes | np.ndarray) -> list[Reply]:
-        """Carry out one job; ``shared`` is the message that all actors get (a broadcast)."""
-        message = shared if isinstance(shared, bytes) else shared.data
+    def do(self, job: Job, message: wire.Message) -> list[Reply]:
+        """Carry out one job; ``message`` is what all actors get (a broadcast)."""
         match job:
             case TrainJob():
                 broadcast = self.decoded(message)

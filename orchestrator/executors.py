@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from cluster.reserve import Slices
 from fl_core.errors import ResourceError
 from orchestrator.client import ClientActor
-from orchestrator.jobs import SHARED_FROM_BYTES, Job, Reply, Setup
+from orchestrator.jobs import Job, Reply, Setup
+from orchestrator.large_message import LARGE_FROM_BYTES, LargeMessage
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +94,8 @@ class RayExecutor:
 
     def run(self, calls: Sequence[Call], shared: bytes = b"") -> Iterator[tuple[int, list[Reply]]]:
         payload: Any = shared  # a small message costs least inside the call itself
-        if len(shared) >= SHARED_FROM_BYTES:
-            payload = self._ray.put(np.frombuffer(shared, np.uint8))
+        if len(shared) >= LARGE_FROM_BYTES:
+            payload = self._ray.put(LargeMessage(shared))
         pending = {self._submit(call, payload, cold=False): i for i, call in enumerate(calls)}
         return self._replies(calls, pending, payload)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from pickle import PickleBuffer
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from fl_core.federation import Federation
 from fl_core.learners import Learner
 from fl_core.types import ClientResult, Outcome, Task
 from fl_core.work import Training
+from orchestrator.large_message import LARGE_FROM_BYTES, LargeMessage
 from scenarios.augment import Augmentation
 from scenarios.data.dataset import Dataset
 from scenarios.features import FeatureKey
@@ -24,9 +24,6 @@ from scenarios.targets import HOME
 
 Rows = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-SHARED_FROM_BYTES = 64 * 1024
-"""Size from which a message is worth a place of its own in Ray's shared memory."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +112,20 @@ class GroupReply:
 
     def __reduce__(self) -> tuple[Callable[..., GroupReply], tuple[Any, ...]]:
         """Large messages travel as buffers: Ray shares their memory instead of copying them."""
-        outcomes, buffers = list(self.outcomes), {}
+        outcomes, large = list(self.outcomes), {}
         for lane, outcome in enumerate(outcomes):
-            if isinstance(outcome, ClientResult) and len(outcome.message) >= SHARED_FROM_BYTES:
-                buffers[lane] = PickleBuffer(outcome.message)
+            if isinstance(outcome, ClientResult) and len(outcome.message) >= LARGE_FROM_BYTES:
+                large[lane] = LargeMessage(outcome.message)
                 outcomes[lane] = replace(outcome, message=b"")
-        return _restored, (replace(self, outcomes=outcomes).__dict__, buffers)
+        return _restored, (replace(self, outcomes=outcomes).__dict__, large)
 
 
-def _restored(values: dict[str, Any], buffers: Mapping[int, Any]) -> GroupReply:
+def _restored(values: dict[str, Any], large: Mapping[int, memoryview]) -> GroupReply:
     outcomes = values["outcomes"]
-    for lane, buffer in buffers.items():
+    for lane, message in large.items():
         outcome = outcomes[lane]
         assert isinstance(outcome, ClientResult)  # a failure has no message
-        outcomes[lane] = replace(outcome, message=memoryview(buffer).cast("B"))
+        outcomes[lane] = replace(outcome, message=message)
     return GroupReply(**values)
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from orchestrator.events import Committed
 from orchestrator.executors import InlineExecutor
 from orchestrator.experiment import prepare_experiment, run_folder
 from orchestrator.host import CoordinatorHost
+from orchestrator.large_message import PART_BYTES, LargeMessage
 from orchestrator.memory import peak_bytes
 from orchestrator.results import MEASURED, Result
 from orchestrator.run import run_experiments
@@ -173,3 +175,12 @@ def test_more_actors_than_the_cluster_holds_are_refused_with_what_there_is(make_
     with pytest.raises(ResourceError, match=r"asked for 8 client actors .*room for 4"):
         run_experiments([config])
     assert not (run_folder(config) / "rounds").exists()
+
+
+def test_ray_lays_the_parts_of_a_large_message_out_in_a_row_so_that_none_is_copied(local_ray):
+    sizes = (PART_BYTES - 1, PART_BYTES, PART_BYTES + 72, 3 * PART_BYTES)
+    draws = np.random.default_rng(0)
+    messages = [draws.integers(0, 256, size, np.uint8).tobytes() for size in sizes]
+    back = local_ray.get(local_ray.put([LargeMessage(message) for message in messages]))
+    assert back == messages
+    assert [isinstance(view.obj, np.ndarray) for view in back] == [True] * len(sizes)  # no join

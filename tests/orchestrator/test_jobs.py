@@ -7,12 +7,13 @@ import pickle
 import pytest
 
 from fl_core.types import ClientFailure, ClientResult
-from orchestrator.jobs import SHARED_FROM_BYTES, GroupReply
+from orchestrator.jobs import GroupReply
+from orchestrator.large_message import LARGE_FROM_BYTES
 
 
 @pytest.mark.parametrize("out_of_band", [True, False])
 def test_a_reply_comes_back_and_only_its_large_messages_leave_the_pickle(out_of_band):
-    large = bytes(range(256)) * (SHARED_FROM_BYTES // 256)
+    large = bytes(range(256)) * (LARGE_FROM_BYTES // 256)
     outcomes = [
         ClientResult(1, large, 3, metrics={"train/loss": 0.5}),
         ClientFailure(2, "it broke"),

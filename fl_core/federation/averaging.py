@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fl_core.aggregation import Aggregator, WeightedMean, Weights, moved_by
 from fl_core.federation.base import LocalResult, Penalty, Rounds, Train
-from fl_core.federation.states import as_personal, own_or, personal_part, with_scope
+from fl_core.federation.states import (
+    as_personal,
+    own_or,
+    personal_part,
+    started,
+    with_scope,
+)
 from fl_core.learners.base import HasClassFeatures
 from fl_core.types import Params, Scope, ServerState, TensorSpec
 from fl_core.wire import Shapes
@@ -32,6 +38,14 @@ def train_once(
     update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
     own = as_personal(with_scope(params, train.scopes, "personal"))
     return LocalResult(update, state | own, metrics)
+
+
+def train_and_keep(broadcast: Params, state: Params, train: Train) -> LocalResult:
+    """The client round of FedAvg by a client that keeps the model it made: that is its state."""
+    params, metrics, _ = train(broadcast)
+    shared = with_scope(params, train.scopes, "shared")
+    update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
+    return LocalResult(update, as_personal(shared) | started(state, train.num_steps), metrics)
 
 
 def add_update(server: ServerState, update: Params) -> ServerState:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fl_core.federation.averaging import train_and_keep
 from fl_core.federation.base import LocalResult, Train
 from fl_core.federation.personal import MixedAdapters
-from fl_core.federation.states import as_personal, not_started, started, with_scope
+from fl_core.federation.states import not_started, with_scope
 from fl_core.types import Params, TensorSpec
 
 
@@ -26,8 +27,4 @@ class FedDPAF(MixedAdapters):
         return not_started(with_scope(params, self.scopes(specs, 0), "shared"))
 
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
-        params, metrics, _ = train(broadcast)
-        shared = with_scope(params, train.scopes, "shared")
-        update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
-        mark = started(state, train.num_steps)
-        return LocalResult(update, as_personal(shared) | mark, metrics)
+        return train_and_keep(broadcast, state, train)

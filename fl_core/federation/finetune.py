@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fl_core.federation.averaging import Averaging, own_copy_faults
+from fl_core.federation.averaging import Averaging, own_copy_faults, train_and_keep
 from fl_core.federation.base import LocalResult, Train
-from fl_core.federation.states import as_personal, not_started, started, with_scope
+from fl_core.federation.states import not_started, with_scope
 from fl_core.types import Params, TensorSpec
 
 if TYPE_CHECKING:
@@ -31,11 +31,7 @@ class Finetune(Averaging):
         return own_copy_faults(self.name, learner)
 
     def init_client(self, params: Params, specs: Mapping[str, TensorSpec]) -> Params:
-        return not_started(params)
+        return not_started(with_scope(params, self.scopes(specs, 0), "shared"))
 
     def local_round(self, broadcast: Params, state: Params, train: Train) -> LocalResult:
-        params, metrics, _ = train(broadcast)
-        shared = with_scope(params, train.scopes, "shared")
-        update = {name: tensor - broadcast[name] for name, tensor in shared.items()}
-        mark = started(state, train.num_steps)
-        return LocalResult(update, as_personal(params) | mark, metrics)
+        return train_and_keep(broadcast, state, train)

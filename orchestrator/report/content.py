@@ -12,6 +12,7 @@ from orchestrator.compare.judging import are_same_clients
 from orchestrator.compare.lineup import Question, Row
 from orchestrator.compare.outcomes import Outcome, outcomes_of
 from orchestrator.report import result_tables
+from orchestrator.report.areas import area_table
 from orchestrator.report.ask import Ask
 from orchestrator.report.curves import Curves, read_curves
 from orchestrator.report.decisions import (
@@ -84,9 +85,11 @@ def make_report(material: Material, ask: Ask) -> Report:
     answers = [
         _answer(scenario, material, curves, outcomes, ask) for scenario in comparison.scenarios
     ]
+    by_scenario = [(s, methods_of(material.rows, curves, s)) for s in comparison.scenarios]
     tables = [
         _budget_table(answers, ask),
         _target_table(answers, ask),
+        area_table(by_scenario, ask),
         *result_tables.all_tables(material.rows, outcomes, comparison, curves),
     ]
     cautions = [*_cautions(material, answers), *environment_cautions(material.rows)]
@@ -135,7 +138,8 @@ def _target(outcomes: Sequence[Outcome], ask: Ask) -> float:
         if ask.metric in o.metrics and o.kind == "method":
             own.setdefault((o.scenario, o.method), []).append(o.metrics[ask.metric])
     lowest = min((min(values) for values in own.values()), default=0.0)
-    return max(0.0, math.floor(100 * lowest) / 100)
+    whole = math.floor(100 * lowest + 1e-9) / 100  # 100 times 0.29 lies below 29
+    return max(0.0, min(lowest, whole))
 
 
 def _refuse_unknown(outcomes: Sequence[Outcome], metric: str) -> None:
@@ -169,7 +173,8 @@ def _budget_table(answers: Sequence[Answer], ask: Ask) -> Table:
     rows = [_budget_row(answer.scenario, choice) for answer in answers for choice in answer.choices]
     note = (
         "A budget is what the busiest client may send and receive, headers included (1 MB = 10^6 "
-        "bytes). Each row shows the last round that all of a method's runs could afford."
+        "bytes). Each run counts with its last measured round within it, over the seeds that all "
+        "methods which can send a round have."
     )
     return Table("budgets", "Which method at which budget", columns, rows, note)
 
@@ -235,6 +240,10 @@ def _target_table(answers: Sequence[Answer], ask: Ask) -> Table:
     return Table("targets", "The cheapest way to a target", columns, rows, note)
 
 
+def _methods(material: Material, scenario: str) -> list[Row]:
+    return [row for row in material.rows if row.scenario == scenario and row.kind == "method"]
+
+
 def _bounded(share: float | None) -> float | None:
     return None if share is None else 100 * min(1.0, max(0.0, share))
 
@@ -250,6 +259,12 @@ def _cautions(material: Material, answers: Sequence[Answer]) -> list[str]:
             f"Some methods have {fewest} seed{'s' if fewest > 1 else ''}: too few to tell a "
             "difference from chance. Run three or more, better five."
         )
+    found += [
+        f"{answer.scenario}: methods have different seeds, and decisions are over those that all "
+        "have. Run what is missing."
+        for answer in answers
+        if len({tuple(sorted(r.configs)) for r in _methods(material, answer.scenario)}) > 1
+    ]
     early = [(a, c) for a in answers for c in a.choices if c.method and c.end > c.megabytes]
     falling = [
         config

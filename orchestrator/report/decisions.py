@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from orchestrator.compare.judging import BOOTSTRAP_SEED, LEVEL
 from orchestrator.compare.outcomes import Outcome
@@ -12,6 +13,8 @@ from orchestrator.report.curves import Curve
 from scenarios import statistics
 from scenarios.budget_curve import BYTES_PER_MEGABYTE
 from scenarios.statistics import BySeed, over_seeds
+
+T = TypeVar("T")
 
 MethodCurves = Mapping[str, Mapping[int, Curve]]
 """By method of one scenario, without references: a curve for each seed."""
@@ -89,26 +92,27 @@ def choose(
 ) -> Choice:
     """The method with the highest mean among those that can send a round with every seed.
 
-    Of equal ones it is the one that has sent least.
+    Over the seeds that all of these have. Of equal ones it is the one that has sent least.
     """
     places = {m: {s: c.place(megabytes) for s, c in own.items()} for m, own in curves.items()}
     able = [method for method, own in places.items() if None not in own.values()]
     each = [curve for own in curves.values() for curve in own.values()]
-    first = min(map(_first_round, each), default=math.nan)
+    first = min(map(first_round, each), default=math.nan)
     if not able:
         measured = min(map(_first_measured, each), default=math.nan)
         return Choice(megabytes, None, first=first, measured=measured, reference=reference)
     able.sort(key=lambda m: max(curves[m][s].num_bytes[i] for s, i in places[m].items() if i))
+    held = _of_shared_seeds({method: curves[method] for method in able})
     values: dict[str, dict[int, Sequence[float | None]]] = {m: {} for m in able}
     means: dict[str, list[float]] = {m: [] for m in able}
     for method in able:
-        for seed, curve in curves[method].items():
+        for seed, curve in held[method].items():
             place = places[method][seed]
             if place is not None and (mean := curve.values[place]) is not None:
                 values[method][seed] = curve.at(place)
                 means[method].append(mean)
-    verdict, leader = _judged(values, means, same_clients)
-    ordered = sorted(able, key=lambda m: -_mean(means[m]))
+    verdict, leader, worth = _judged(values, means, same_clients)
+    ordered = sorted(able, key=lambda m: -worth[m])
     second = next((m for m in ordered if m != leader), None)
     spread = over_seeds(means[leader])
     return Choice(
@@ -118,11 +122,11 @@ def choose(
         spread.low,
         spread.high,
         second,
-        None if second is None else spread.mean - _mean(means[second]),
+        None if second is None else worth[leader] - worth[second],
         spread.num_seeds,
         verdict,
-        [curve.run for curve in curves[leader].values()],
-        max(curve.end for curve in curves[leader].values()),
+        [curve.run for curve in held[leader].values()],
+        max(curve.end for curve in held[leader].values()),
         first,
         reference,
         _is_clear(values[leader], reference, same_clients),
@@ -130,7 +134,10 @@ def choose(
 
 
 def cheapest(curves: MethodCurves, target: float) -> Cheapest:
-    """The method that reaches ``target`` at the lowest mean price, among those that always do."""
+    """The method that reaches ``target`` at the lowest mean price, among those that always do.
+
+    Over the seeds that all of these have.
+    """
     prices: dict[str, dict[int, float]] = {}
     for method, own in curves.items():
         found = {seed: curve.price(target) for seed, curve in own.items()}
@@ -139,12 +146,13 @@ def cheapest(curves: MethodCurves, target: float) -> Cheapest:
             prices[method] = known
     if not prices:
         return Cheapest(target, None)
+    prices = _of_shared_seeds(prices)
     # Judged as values of which more is better; a price is a run's, so seeds are what is resampled.
     values = {m: {s: [-price] for s, price in own.items()} for m, own in prices.items()}
     means = {m: [-price for price in own.values()] for m, own in prices.items()}
-    verdict, leader = _judged(values, means, same_clients=False)
+    verdict, leader, _ = _judged(values, means, same_clients=False)
     spread = over_seeds(list(prices[leader].values()))
-    runs = [curve.run for curve in curves[leader].values()]
+    runs = [curves[leader][seed].run for seed in prices[leader]]
     return Cheapest(
         target, leader, spread.mean, spread.low, spread.high, spread.num_seeds, verdict, runs
     )
@@ -214,19 +222,40 @@ def how_sure(verdict: str) -> str:
     return words or verdict
 
 
+def first_round(curve: Curve) -> float:
+    """Megabytes of the busiest client in a run's first round."""
+    return next((b / BYTES_PER_MEGABYTE for b in curve.num_bytes[1:]), math.inf)
+
+
 # -- details -------------------------------------------------------------------------------------
+
+
+def _of_shared_seeds(by_method: Mapping[str, Mapping[int, T]]) -> dict[str, dict[int, T]]:
+    """What methods have of the seeds that all have; everything where there is no such seed.
+
+    Else a method whose run of a hard seed failed would be held against others that have it.
+    """
+    shared = set.intersection(*(set(own) for own in by_method.values()))
+    return {
+        method: {seed: one for seed, one in own.items() if seed in shared or not shared}
+        for method, own in by_method.items()
+    }
 
 
 def _judged(
     values: Mapping[str, BySeed], means: Mapping[str, Sequence[float]], same_clients: bool
-) -> tuple[str, str]:
-    """The verdict, and the leader; methods without a seed in common are only ranked."""
+) -> tuple[str, str, Mapping[str, float]]:
+    """The verdict, the leader, and by what it is that: the mean of each method.
+
+    Methods without a seed in common are only ranked.
+    """
     try:
         found = statistics.judge(values, seed=BOOTSTRAP_SEED, same_clients=same_clients)
     except ValueError:
-        leader = max(means, key=lambda method: _mean(means[method]))
-        return "not tested, the methods have no seed in common", leader
-    return found.verdict, found.leader
+        worth = {method: _mean(own) for method, own in means.items()}
+        leader = max(worth, key=lambda method: worth[method])
+        return "not tested, the methods have no seed in common", leader, worth
+    return found.verdict, found.leader, found.means
 
 
 def _is_clear(ours: BySeed, reference: Reference | None, same_clients: bool) -> bool:
@@ -239,10 +268,6 @@ def _is_clear(ours: BySeed, reference: Reference | None, same_clients: bool) -> 
     except ValueError:  # not the same clients, so there are no pairs
         return False
     return found is not None and found.p_value is not None and found.p_value < LEVEL
-
-
-def _first_round(curve: Curve) -> float:
-    return next((b / BYTES_PER_MEGABYTE for b in curve.num_bytes[1:]), math.inf)
 
 
 def _first_measured(curve: Curve) -> float:

@@ -47,6 +47,9 @@ dt { font-weight: 600; } dd { margin: 0 0 .4rem 1.2rem; }
 }
 """
 
+DECISIONS = ("budgets", "targets", "areas")
+"""Tables of a scenario that answer the question."""
+
 SHOWN = ("results", "tests", "effort", "clients")
 """Tables of a scenario's section."""
 
@@ -122,7 +125,7 @@ def _short(report: Report, answer: Answer) -> str:
 
 
 def _decisions(report: Report, answer: Answer) -> str:
-    tables = [_table(report.table(name).of(answer.scenario)) for name in ("budgets", "targets")]
+    tables = [_table(report.table(name).of(answer.scenario)) for name in DECISIONS]
     return "\n".join([f"<h3>{escape(answer.scenario)}</h3>", *tables])
 
 

@@ -122,7 +122,8 @@ def show_sweep(result: SweepResult) -> None:
         f"  tables: {result.folder}/trials.csv, summary.csv", highlight=False, soft_wrap=True
     )
     name = result.folder.name
-    console.print(f"  charts: fedarena ui {name}", highlight=False, soft_wrap=True)
+    if any(ended.trial.config.tracking.enabled for ended in result.ended):
+        console.print(f"  charts: fedarena ui {name}", highlight=False, soft_wrap=True)
     console.print(f"  which method, at which price: fedarena report {name}", highlight=False)
 
 

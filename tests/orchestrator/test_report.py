@@ -109,6 +109,29 @@ def test_results_hold_the_means_of_the_runs_own_records(report, folder):
         assert row["mb_per_client"] == pytest.approx(most)
 
 
+def test_the_areas_are_the_means_over_many_budgets(report, folder):
+    """Budgets up to 1 MB, read one by one off the records of the runs."""
+    rows = report.table("areas").records()
+    assert {row["method"] for row in rows} == {"promptfl", "promptfl (training.local_steps=1)"}
+    assert (
+        column(report.table("areas"), "area") == sorted(column(report.table("areas"), "area"))[::-1]
+    )
+    for row in rows:
+        areas, log_areas = [], []
+        for name in row["runs"].split(", "):
+            records = Result.load(folder / name).records
+            megabytes = np.asarray(busiest_bytes(records)) / 1e6
+            values = np.asarray([record.metrics[OWN] for record in records])
+            assert row["from_mb"] == pytest.approx(megabytes[1])  # of both methods alike
+            budgets = (np.arange(100_000) + 0.5) / 100_000
+            areas.append(values[np.searchsorted(megabytes, budgets, "right") - 1].mean())
+            budgets = megabytes[1] ** (1 - budgets)
+            log_areas.append(values[np.searchsorted(megabytes, budgets, "right") - 1].mean())
+        assert row["area"] == pytest.approx(100 * np.mean(areas), abs=1e-2)
+        assert row["log_area"] == pytest.approx(100 * np.mean(log_areas), abs=1e-2)
+        assert row["area_std"] == pytest.approx(100 * np.std(areas, ddof=1), abs=1e-2)
+
+
 def test_a_budget_shows_the_last_round_that_every_run_affords(report, folder):
     """0.05 MB of rounds that cost 1.5 kB or so; worked from the records alone."""
     for row in report.table("budgets").records():

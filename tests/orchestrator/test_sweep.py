@@ -399,6 +399,7 @@ def test_faults_and_names_are_shown_as_they_are_and_not_as_markup(make_sweep, tm
     shown = " ".join(told.get().split())
     for text in (fault, "of fedprox [mu]: nothing", "no [/mirror] there"):
         assert text in shown
+    assert "fedarena ui" not in shown  # nothing was tracked
     with console.capture() as told:
         SweepWatcher().prepare(Progress("features of photos [v2]", 0, 3))
     assert "photos [v2] 0/3" in told.get()

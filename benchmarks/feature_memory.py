@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 
-from orchestrator.problem import as_tensor
+from fl_core.arrays import as_tensor
 from scenarios.features import FeatureKey, FeatureStore
 
 NUM_CLIENTS, BATCH = 100, 32

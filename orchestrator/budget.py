@@ -14,6 +14,8 @@ import torch
 
 from fl_core.errors import ConfigError
 from fl_core.federation import Federation
+from fl_core.federation.ranks import UnequalRanks
+from fl_core.participation import Participation
 from fl_core.round import RoundPlan, plan_round
 from fl_core.seeds import generator
 from fl_core.setting import Load, Setting, Standing, expected_loads
@@ -168,17 +170,23 @@ def rounds_to_schedule(training: Training, rounds: int, forecast: Forecast) -> i
     return forecast.rounds if _falls_over_run(training) else rounds
 
 
-def one_run_answers(training: Training, communication: Communication, rule: Federation) -> bool:
+def one_run_answers(
+    training: Training,
+    communication: Communication,
+    rule: Federation,
+    participation: Participation,
+) -> bool:
     """Whether a run's first rounds are the run of every smaller budget.
 
     Not where the learning rate falls towards the run's end, which the budget sets; nor where a
-    budget per client changes who is drawn.
+    budget per client is spent by some sooner than by others, who then go on without them.
     """
-    drawn = rule.clients_per_round is not None
-    return not _falls_over_run(training) and not (drawn and communication.budget.per == "client")
+    if _falls_over_run(training):
+        return False
+    return communication.budget.per == "total" or _all_spend_alike(rule, participation)
 
 
-def refuse_no_round(
+def no_round_error(
     setting: Setting, purse: Purse, standing: Standing, clients: Sequence[int]
 ) -> ConfigError:
     """The error for a budget that admits no round at all: what one costs, and what would do."""
@@ -211,6 +219,13 @@ def refuse_no_round(
 def _falls_over_run(training: Training) -> bool:
     """Whether the learning rate follows the end of the run: longer runs then begin otherwise."""
     return training.schedule != "constant" and training.schedule_span == "run"
+
+
+def _all_spend_alike(rule: Federation, participation: Participation) -> bool:
+    """Whether each client sends and receives as much as any other, in every round."""
+    are_unequal = isinstance(rule, UnequalRanks) and len(set(rule.ranks)) > 1
+    all_answer = replace(participation, speed_spread=0.0) == Participation()
+    return rule.clients_per_round is None and all_answer and not are_unequal
 
 
 def _after(setting: Setting, standing: Standing, plan: RoundPlan) -> Standing:

@@ -11,6 +11,7 @@ from fl_core.federation import FEDERATIONS
 from fl_core.learners import LEARNERS
 from fl_core.wire import CODECS
 from orchestrator.methods import listed
+from orchestrator.words import KINDS
 from scenarios.data.catalogue import (
     PACKAGED_BACKBONES,
     PACKAGED_DATASETS,
@@ -20,7 +21,6 @@ from scenarios.data.catalogue import (
 from scenarios.partitions import Partition
 from scenarios.protocols import Protocol
 
-KINDS = ("methods", "learners", "federations", "scenarios", "codecs", "backbones", "datasets")
 SCENARIOS = {"partition": Partition, "protocol": Protocol, "attack": AnyAttack}
 ELSEWHERE = {
     "backbones": [

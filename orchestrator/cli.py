@@ -15,11 +15,10 @@ from orchestrator.report.command import FOLDER, export, report, runs, show
 from orchestrator.stopping import stopped_by_sigterm, told_how_to_go_on
 from orchestrator.submit.command import stop, submit
 from orchestrator.sweep.command import plan, resume_sweep, sweep
+from orchestrator.words import KINDS, files_and_settings
 
 if TYPE_CHECKING:
     from orchestrator.config import ExperimentConfig
-
-KINDS = ("methods", "learners", "federations", "scenarios", "codecs", "backbones", "datasets")
 
 
 class _Errors(click.Group):
@@ -60,11 +59,8 @@ def run(files_and_overrides: tuple[str, ...], dry_run: bool, fresh: bool, quiet:
     """
     from orchestrator.loading import load_config, resolve
 
-    files = [word for word in files_and_overrides if not _is_override(word)]
-    overrides = [word for word in files_and_overrides if _is_override(word)]
-    if not files:
-        raise click.UsageError("name at least one YAML file, such as examples/promptfl.yaml")
-    configs = [resolve(load_config(Path(file), overrides)) for file in files]
+    files, overrides = files_and_settings(files_and_overrides)
+    configs = [resolve(load_config(file, overrides)) for file in files]
     if dry_run:
         from orchestrator.display import show_plan
 
@@ -171,10 +167,6 @@ main.add_command(show)
 main.add_command(stop)
 main.add_command(submit)
 main.add_command(sweep)
-
-
-def _is_override(word: str) -> bool:
-    return "=" in word and not Path(word).exists()
 
 
 def _run(configs: list[ExperimentConfig], *, fresh: bool, quiet: bool) -> None:

@@ -203,6 +203,8 @@ class Tracking:
 
 AT_A_URL = {"folder": "mirror", "store": "shared_store"}
 """Settings that name a folder of one node, each with the setting that keeps it at a URL."""
+PLACES = ("name", "folder", "store", "mirror", "shared_store", "tracking")
+"""Settings that say how a run is called and where it is kept, and nothing of what it computes."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from rich.table import Table
 from fl_core.backbones.union import modality
 from orchestrator import events
 from orchestrator.config import ExperimentConfig
-from orchestrator.loading import to_dict, tracking_uri
+from orchestrator.loading import tracking_uri
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results import Result
 from scenarios.scored import SHORT, TITLES, Headline, of_headline
@@ -190,7 +190,7 @@ def show_list(kind: str) -> None:
 
 
 def _label(config: ExperimentConfig) -> str:
-    return config.name or to_dict(config)["learner"]["name"]
+    return config.name or config.learner.name
 
 
 def _distinct_labels(configs: Sequence[ExperimentConfig]) -> list[str]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from scenarios.data.catalogue import (
 )
 from scenarios.data.dataset import Dataset
 from scenarios.encode import chunk_rows
-from scenarios.features import FeatureKey, FeatureStore
+from scenarios.features import FeatureKey, FeatureStore, Output
 from scenarios.population import Population
 from scenarios.scenario import build_population, build_targets
 from scenarios.shared_store import shared_at
@@ -42,8 +41,6 @@ from scenarios.targets import Target, refuse_overlap
 
 ENCODE_BATCH = 64
 """Items per pass through the backbone; part of the features' key."""
-
-Output = Literal["global", "patches", "tokens", "token_ids", "states", "last_token"]
 
 OUTPUTS: dict[str, Output] = {
     "features": "global",

@@ -15,7 +15,6 @@ from fl_core.errors import StateError
 from fl_core.learners import Learner
 from fl_core.seeds import generator
 from fl_core.types import Params, Task
-from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.environment import ENVIRONMENT_FILE
 from orchestrator.loading import load_config
@@ -45,8 +44,8 @@ def export_run(result: Result) -> dict[str, Path]:
         "population.parquet": folder / "population.parquet",
     }
     if result.parameters:
-        found["shared.safetensors"] = folder / "shared.safetensors"
-        save_file(result.parameters, found["shared.safetensors"])
+        found[SHARED_FILE] = folder / SHARED_FILE
+        save_file(result.parameters, found[SHARED_FILE])
     found["population.png"] = folder / "population.png"
     if not found["population.png"].exists():
         population = Population.load(folder / "population.parquet")
@@ -159,14 +158,9 @@ def _class_weights(config: ExperimentConfig, result: Result, backbone: Clip, tas
 
 def shared_model(config: ExperimentConfig, result: Result) -> Params:
     """The shared parameters, empty for a learner that trains nothing."""
-    state = RunStore(result.folder).server_state(result.last)
-    if state is None:
-        raise StateError(f"{result.folder}: the tensors of round {result.last.round} are gone.")
-    params = config.federation.shared_model(state)
-    if params is None:
+    if (params := result.shared_model) is None:
         raise StateError(
-            f"{result.name}: federation = {config.federation.name} has no shared model, so there "
-            "is no classifier to export."
+            f"{result.name}: federation = {config.federation.name} has no shared model to export."
         )
     return params
 

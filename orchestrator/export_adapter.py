@@ -23,7 +23,7 @@ from orchestrator.results import Result
 from scenarios.data.catalogue import PACKAGED_BACKBONES, PACKAGED_LANGUAGE_MODELS
 from scenarios.population import Population
 
-HEAD_FILE = "head.safetensors"
+HEAD, HEAD_FILE = "head.", "head.safetensors"
 _IN_PEFT = "base_model.model."
 """What the names of modules have before them in peft's files."""
 
@@ -55,8 +55,7 @@ def export_adapter(run: Path, target: Path) -> list[Path]:
     held = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(held, target / "adapter_model.safetensors")
     written = [target / "adapter_config.json", target / "adapter_model.safetensors"]
-    head = {n.removeprefix("head."): t.contiguous() for n, t in params.items() if "head." in n}
-    if head:
+    if head := head_of(params):
         save_file(head, target / HEAD_FILE)
         written.append(target / HEAD_FILE)
     population = Population.load(run / "population.parquet")
@@ -65,6 +64,12 @@ def export_adapter(run: Path, target: Path) -> list[Path]:
     about |= {"max_new_tokens": learner.max_new_tokens} if learner.writes else {}
     (target / CLASSES_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False))
     return [*written, target / CLASSES_FILE]
+
+
+def head_of(params: Params) -> dict[str, Tensor]:
+    """The tensors of a classifier beside the adapters; none where there is no such head."""
+    found = {name: tensor for name, tensor in params.items() if name.startswith(HEAD)}
+    return {name.removeprefix(HEAD): tensor.contiguous() for name, tensor in found.items()}
 
 
 def _of_peft(

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import ExperimentConfig
-from orchestrator.loading import to_dict
+from orchestrator.loading import SETTINGS_OF_NO_RESULT, to_dict
 from orchestrator.schema import leaves
 
 METHOD_TAG, SCENARIO_TAG = "fedarena.method", "fedarena.scenario"
-PLACES = ("name", "folder", "store", "tracking", "resources")
-"""Sections of a config that say nothing about what is computed."""
 
 
 def method_label(config: ExperimentConfig) -> str:
@@ -63,7 +61,20 @@ def told_apart(
 
 def result_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The sections of a config that say what is computed, without the seed."""
-    return {k: v for k, v in to_dict(config).items() if k not in (*PLACES, "seed")}
+    own = to_dict(config)
+    return {k: v for k, v in own.items() if k != "seed" and not SETTINGS_OF_NO_RESULT.match(k)}
+
+
+def scenario_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The sections of a config by which two scenarios of one label are told apart."""
+    own = to_dict(config)
+    return {"scenario": own["scenario"], "backbone": own["backbone"]}
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """The labels; of equal ones each but the first with its number."""
+    earlier = [labels[:place].count(label) for place, label in enumerate(labels)]
+    return [f"{x} #{n + 1}" if n else x for x, n in zip(labels, earlier, strict=True)]
 
 
 def _described(part: Any, *, keep_first: bool) -> str:

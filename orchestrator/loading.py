@@ -29,29 +29,15 @@ from fl_core.errors import ConfigError
 from fl_core.local import check_pair
 from fl_core.participation import Participation
 from orchestrator.answers import answer_faults
-from orchestrator.config import AutoSlice, ExperimentConfig
+from orchestrator.config import PLACES, AutoSlice, ExperimentConfig
 from orchestrator.methods import write_out
 from orchestrator.mlflow_access import refuse_password
 from orchestrator.pairing import backbone_faults, feedback_faults
 from orchestrator.reading import ROOT, Reader
-from orchestrator.schema import leaves, plain, slots
+from orchestrator.schema import leaves, plain
 from orchestrator.yaml_text import Dumper, read_yaml
 
-__all__ = [
-    "check",
-    "config_hash",
-    "difference",
-    "flat",
-    "is_sweep",
-    "load_config",
-    "resolve",
-    "slots",
-    "to_dict",
-    "to_yaml",
-]
-
-PLACES = "name|folder|store|mirror|shared_store|tracking"
-SETTINGS_OF_NO_RESULT = re.compile(rf"({PLACES}|resources)(\.|$)")
+SETTINGS_OF_NO_RESULT = re.compile(rf"({'|'.join(PLACES)}|resources)(\.|$)")
 RESOURCES_OF_A_RESULT = ("resources.group_size", "resources.threads")
 MAX_GROUP_SIZE = 16
 """Beyond it a larger batch of clients gained nothing on the machines measured."""
@@ -164,7 +150,7 @@ def flat(config: ExperimentConfig) -> dict[str, str | int | float | bool]:
 
     Without what is null, and without where files and services are.
     """
-    hidden = re.compile(rf"({PLACES}|resources\.address)(\.|$)")
+    hidden = re.compile(rf"({'|'.join(PLACES)}|resources\.address)(\.|$)")
     found = {p: v for p, v in leaves(to_dict(config)) if v is not None and not hidden.match(p)}
     return {
         path.removesuffix(".name"): v if isinstance(v, str | int | float) else json.dumps(v)
@@ -193,25 +179,14 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
             f"federation = {federation.name} has all data in one place, so there are no clients "
             "that attack, come or go: leave attack and participation out.",
         )
-    scenario = config.scenario
-    may_be_public = scenario.public_fraction or scenario.manifest is not None
+    may_be_public = config.scenario.public_fraction or config.scenario.manifest is not None
     if federation.server_training() and not may_be_public:
         yield (
             ("federation", "scenario.public_fraction"),
             f"federation.distillation of federation={federation.name} trains on public examples: "
             "set scenario.public_fraction, such as 0.1, or leave distillation out.",
         )
-    for section, part in (("participation", config.participation), ("attack", config.attack)):
-        for fault in part.faults(scenario.num_clients) if scenario.num_clients else ():
-            yield (section, "scenario.num_clients"), fault
-    if federation.clients_per_round is not None:
-        cohort, held = federation.clients_per_round, config.scenario.num_clients
-        if held is not None and cohort > held:
-            yield (
-                ("federation.clients_per_round", "scenario.num_clients"),
-                f"federation.clients_per_round = {cohort} is not allowed: it must be at most "
-                f"scenario.num_clients = {held}.",
-            )
+    yield from _client_faults(config)
     if resources.clients_per_actor == 1 and resources.group_size not in ("auto", 1):
         yield (
             ("resources.clients_per_actor", "resources.group_size"),
@@ -226,6 +201,22 @@ def _cross_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str
         )
     if not config.tracking.experiment.strip():
         yield ("tracking.experiment",), "tracking.experiment is not allowed to be empty."
+
+
+def _client_faults(config: ExperimentConfig) -> Iterator[tuple[Sequence[str], str]]:
+    """Faults of what is asked about clients, where the config says how many there are."""
+    held, cohort = config.scenario.num_clients, config.federation.clients_per_round
+    if held is None:
+        return
+    for section, part in (("participation", config.participation), ("attack", config.attack)):
+        for fault in part.faults(held):
+            yield (section, "scenario.num_clients"), fault
+    if cohort is not None and cohort > held:
+        yield (
+            ("federation.clients_per_round", "scenario.num_clients"),
+            f"federation.clients_per_round = {cohort} is not allowed: it must be at most "
+            f"scenario.num_clients = {held}.",
+        )
 
 
 def _group_size(config: ExperimentConfig) -> int:

@@ -19,8 +19,8 @@ from orchestrator.budget import (
     Purse,
     draw_links,
     horizon,
+    no_round_error,
     one_run_answers,
-    refuse_no_round,
     rounds_to_schedule,
 )
 from orchestrator.checkpoint import RunStore
@@ -103,7 +103,7 @@ def outline(experiment: Experiment) -> Outline:
     if not (purse.is_limited and whole.max_rounds):
         return whole
     if not whole.forecast.rounds:
-        raise refuse_no_round(setting, purse, whole.standing, clients)
+        raise no_round_error(setting, purse, whole.standing, clients)
     rounds = rounds_to_schedule(config.training, whole.max_rounds, whole.forecast)
     rule = replace(config.federation, rounds=rounds)
     return replace(whole, setting=replace(setting, rule=rule))
@@ -157,7 +157,9 @@ def make_plan(config: ExperimentConfig) -> Plan:
         round_down_bytes=forecast.first.down,
         total_bytes=forecast.total.up + forecast.total.down,
         link_s=forecast.seconds if run.purse.links else None,
-        one_run_answers=one_run_answers(config.training, config.communication, config.federation),
+        one_run_answers=one_run_answers(
+            config.training, config.communication, config.federation, config.participation
+        ),
         privacy=expected_privacy(
             config, experiment.training_population.num_examples.tolist(), forecast.rounds
         ),

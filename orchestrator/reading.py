@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,8 @@ class Reader:
         self.note(prefix + key, f"{prefix}{key} is not a setting{owner}.{where}{hint}")
 
     def _value(self, slot: Slot, raw: Any, path: str) -> Any:
+        if isinstance(raw, Integral) and not isinstance(raw, bool):
+            raw = int(raw)  # also NumPy's, as from a loop over numpy.arange
         try:
             return _adapter(slot.hint).validate_json(json.dumps(raw), strict=True)
         except (ValueError, TypeError, RecursionError):  # ValidationError is one

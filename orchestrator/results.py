@@ -86,13 +86,18 @@ class Result:
         return RunStore(self.folder).confusion(record)
 
     @cached_property
-    def parameters(self) -> Params:
-        """The final shared tensors; empty where a method shares none."""
+    def shared_model(self) -> Params | None:
+        """The final parameters, empty where a learner trains nothing; None where there is none."""
         state = RunStore(self.folder).server_state(self.last)
         if state is None:
             raise StateError(f"{self.folder}: the tensors of round {self.last.round} are gone.")
         rule = load_config(self.folder / "config.yaml").federation
-        return rule.shared_model(state) or {}  # without what the rule keeps for itself
+        return rule.shared_model(state)  # without what the rule keeps for itself
+
+    @property
+    def parameters(self) -> Params:
+        """The final shared tensors; empty where a method shares none."""
+        return self.shared_model or {}
 
     @property
     def summary(self) -> dict[str, float]:

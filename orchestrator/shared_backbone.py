@@ -9,8 +9,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from fl_core.backbones.clip import is_complete
 from fl_core.backbones.language import Language
+from fl_core.backbones.prepared import is_complete
 from fl_core.backbones.union import Backbone
 from fl_core.errors import ResourceError
 from scenarios.locks import acquire

@@ -16,6 +16,7 @@ The formula has not been checked on a GPU. What it does not cover is refused, no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,8 +28,6 @@ from fl_core.types import Params
 from orchestrator.config import ExperimentConfig, Slice
 from orchestrator.experiment import ENCODE_BATCH, Experiment, prepare_experiment
 from orchestrator.plan import outline
-from orchestrator.sweep.forecast import FLOATS_PER_TOKEN, TOKENS_PER_CLASS, language_floats
-from orchestrator.sweep.plan import nodes_of
 
 CONTEXT_BYTES = 0.6e9
 """Of a process with CUDA, cuBLAS and torch's kernels loaded; an estimate."""
@@ -40,6 +39,11 @@ LIVE_WIDTHS = 10
 """Rows as wide as the tower that a block without gradients holds at once: x, its norm, queries,
 keys, values, and four widths of the hidden layer."""
 FLOAT_BYTES = 4
+FLOATS_PER_TOKEN = 20
+"""Activations that training keeps per token, layer and unit of width of a text tower, about; for
+ViT-B/16 with 100 classes it gives the 0.2 GB per client that were measured."""
+TOKENS_PER_CLASS = 4
+"""Of a class name with its end, about; the context before it is computed once."""
 
 
 def sized(config: ExperimentConfig) -> ExperimentConfig:
@@ -84,6 +88,30 @@ def gpu_bytes(experiment: Experiment, initial: Params) -> float:
     encoding = ENCODE_BATCH * tokens * (LIVE_WIDTHS * image["width"] + heads * tokens)
     features = rows * experiment.backbone.embed_dim
     return CONTEXT_BYTES + weights + FLOAT_BYTES * float(features + max(training, encoding))
+
+
+def language_floats(backbone: Language, batch_size: int) -> float:
+    """What training keeps of one client's batch: the layers' states, and attention twice."""
+    tokens, length = batch_size * backbone.max_length, backbone.max_length
+    attention = 2 * batch_size * int(backbone.info["num_heads"]) * length**2
+    return backbone.num_layers * float(FLOATS_PER_TOKEN * tokens * backbone.width + attention)
+
+
+def nodes_of(config: ExperimentConfig) -> list[dict[str, float]]:
+    """Resources of each node of the cluster that is named, or of this machine."""
+    address = config.resources.address or os.environ.get("RAY_ADDRESS")
+    if address and config.resources.executor == "ray":
+        from cluster.connect import connect
+        from cluster.reserve import cluster_nodes
+
+        connect(address)
+        return cluster_nodes()
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    tells = getattr(os, "sched_getaffinity", None)  # of those that this process may use
+    cpus = float(len(tells(0)) if tells else os.cpu_count() or 1)
+    return [{"CPU": cpus, "GPU": float(torch.cuda.device_count()), "memory": 0.7 * memory}]
 
 
 def _language_bytes(experiment: Experiment, backbone: Language, initial: Params) -> float:

@@ -16,13 +16,21 @@ from itertools import pairwise
 BYTES_PER_MEGABYTE = 1_000_000
 
 
+def fits(num_bytes: int, megabytes: float) -> bool:
+    """Whether bytes fit into a budget, which is rounded to whole bytes as a run's own is.
+
+    Unrounded, the product of 1.001 and 10^6 lies below 1,001,000.
+    """
+    return num_bytes < megabytes * BYTES_PER_MEGABYTE + 0.5
+
+
 def value_at(
     cumulative_bytes: Sequence[int], values: Sequence[float | None], megabytes: float
 ) -> float | None:
     """The value that ``megabytes`` buy; None where they do not reach the first evaluated round."""
     found = None
     for spent, value in _steps(cumulative_bytes, values):
-        if spent <= megabytes * BYTES_PER_MEGABYTE:
+        if fits(spent, megabytes):
             found = value
     return found
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fl_core.errors import DataError
 from fl_core.seeds import derive
-from scenarios.data.dataset import TEST, TRAIN, UNSPECIFIED, VALIDATION, Dataset
+from scenarios.data.dataset import TEST, TRAIN, UNSPECIFIED, VALIDATION, Dataset, as_items
 from scenarios.partitions.pool import rows_by_value
 
 Ints = npt.NDArray[np.int64]
@@ -84,11 +84,18 @@ def carve(dataset: Dataset, cut: Cut) -> Rows:
 
 
 def with_test_split(dataset: Dataset, cut: Cut) -> Dataset:
-    """The data set with train or test for every row, as ``carve`` splits it where it names none."""
-    if not (dataset.split == UNSPECIFIED).all():
+    """The data set with a split for every row.
+
+    Where no row is a test row, ``test_fraction`` of the training rows become that: of all rows
+    where the data name no split.
+    """
+    if (dataset.split == TEST).any():
         return dataset
-    _, _, test = _splits(dataset, group_rows(dataset), cut)
-    split = np.full_like(dataset.split, TRAIN)
+    groups = group_rows(dataset)
+    train, _, test = _splits(dataset, groups, cut)
+    if not len(test):
+        test = _drawn_test(dataset.labels, train, groups, cut)
+    split = np.where(dataset.split == UNSPECIFIED, np.int8(TRAIN), dataset.split)
     split[test] = TEST
     return replace(dataset, split=split)
 
@@ -120,8 +127,7 @@ def group_rows(dataset: Dataset) -> Ints:
 
 def _copies(dataset: Dataset) -> Ints:
     """An id [N] for each row; rows with one content hash share it."""
-    items = np.ascontiguousarray(dataset.content_hashes).view("V32").ravel()
-    return np.unique(items, return_inverse=True)[1]
+    return np.unique(as_items(dataset.content_hashes), return_inverse=True)[1]
 
 
 def _movable(groups: Ints, labels: Ints) -> Ints:
@@ -182,14 +188,9 @@ def _splits(dataset: Dataset, groups: Ints, cut: Cut) -> tuple[Ints, Ints, Ints]
     """Rows to train on (and to validate on, where none are given), given validation, test rows."""
     unspecified = dataset.split == UNSPECIFIED
     if unspecified.all():
-        rng, movable = _rng(cut, "test"), _movable(groups, dataset.labels)
-        nothing = np.empty(0, dtype=np.int64)
-        parts = [nothing]
-        for _, rows in rows_by_value(dataset.labels):
-            wanted = cut.test_fraction * len(rows)
-            parts.append(_set_aside(rows, movable, wanted, 0.0, rng)[1])
-        test = np.sort(np.concatenate(parts))
-        return np.setdiff1d(np.arange(len(dataset)), test), nothing, test
+        everything, nothing = np.arange(len(dataset)), np.empty(0, dtype=np.int64)
+        test = _drawn_test(dataset.labels, everything, groups, cut)
+        return np.setdiff1d(everything, test), nothing, test
     if unspecified.any():
         raise DataError(
             f"data set {dataset.name!r}: {int(unspecified.sum())} of {len(dataset)} rows have no "
@@ -198,6 +199,16 @@ def _splits(dataset: Dataset, groups: Ints, cut: Cut) -> tuple[Ints, Ints, Ints]
     given = {name: np.flatnonzero(dataset.split == code) for name, code in _SPLITS.items()}
     _refuse_leaks(dataset, given)
     return given["train"], given["validation"], given["test"]
+
+
+def _drawn_test(labels: Ints, train: Ints, groups: Ints, cut: Cut) -> Ints:
+    """``test_fraction`` of each class of the training rows, ascending."""
+    rng, movable = _rng(cut, "test"), _movable(groups, labels)
+    parts = [np.empty(0, dtype=np.int64)]
+    for _, places in rows_by_value(labels[train]):
+        wanted = cut.test_fraction * len(places)
+        parts.append(_set_aside(train[places], movable, wanted, 0.0, rng)[1])
+    return np.sort(np.concatenate(parts))
 
 
 def _refuse_leaks(dataset: Dataset, given: dict[str, Ints]) -> None:

@@ -36,6 +36,7 @@ from scenarios.shared_store import SharedStore
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+Output = Literal["global", "patches", "tokens", "token_ids", "states", "last_token"]
 
 FORMAT = 1
 ENTRY_FILE = "features.arrow"
@@ -47,15 +48,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class FeatureKey:
     """All that stored features depend on.
 
-    ``weights``: hash of the backbone's weights; ``data``: ``Dataset.content_fingerprint``;
-    ``transform``: a text that names the preprocessing and its numbers; ``dtype``: a NumPy dtype;
-    ``batch_size``: the fixed batch shape, on which the last bits depend.
+    ``weights``: hash of the backbone's weights; ``data``: ``Dataset.content_fingerprint``, or
+    ``response_fingerprint`` of what is computed from the responses; ``transform``: a text that
+    names the preprocessing and its numbers; ``dtype``: a NumPy dtype; ``batch_size``: the fixed
+    batch shape, on which the last bits depend.
     """
 
     weights: str
     data: str
     transform: str
-    output: Literal["global", "patches", "tokens", "token_ids", "states", "last_token"]
+    output: Output
     dtype: str
     device: str
     torch_version: str

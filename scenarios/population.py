@@ -28,7 +28,6 @@ Ints = npt.NDArray[np.int64]
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 METADATA_KEY = b"fedarena"
-DEFAULT_NUM_CLIENTS = 10
 
 
 @dataclass(frozen=True, eq=False)

@@ -260,8 +260,11 @@ Protocol = Standard | BaseToNovel | LeaveDomainOut | LeaveTaskOut | CrossDataset
 
 
 def _num_base(dataset: Dataset) -> int:
-    if len(dataset.classes) < 2:
-        raise DataError(f"base_to_novel needs 2 classes or more; {dataset.name!r} has one.")
+    if len(dataset.classes) < 4:
+        raise DataError(
+            f"base_to_novel needs 4 classes or more, since among one class every answer is right; "
+            f"{dataset.name!r} has {len(dataset.classes)}. Use another protocol."
+        )
     return -(-len(dataset.classes) // 2)
 
 

@@ -24,7 +24,6 @@ from fl_core.remote import RemoteFolder
 logger = logging.getLogger(__name__)
 
 BLOBS = "blobs"
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,8 @@ class SharedStore:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+        digest = hashlib.file_digest(file, "sha256")
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 

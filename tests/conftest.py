@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,22 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder of three colours: 40 training and 16 test images each."""
+    return write_colours(tmp_path_factory.mktemp("colours"), COLOURS)
+
+
+@pytest.fixture(scope="session")
+def four_colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of four colours, for what cuts the classes into halves."""
+    folder = tmp_path_factory.mktemp("four") / "four_colours"
+    return write_colours(folder, COLOURS | {"yellow": (210, 200, 50)})
+
+
+def write_colours(folder: Path, colours: Mapping[str, tuple[int, int, int]]) -> Path:
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("colours")
     draws = np.random.default_rng(0)
     for split, count in (("train", 40), ("test", 16)):
-        for name, colour in COLOURS.items():
+        for name, colour in colours.items():
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
                 noise = draws.integers(-40, 41, (16, 16, 3))

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fl_core.backbones.clip_origin import OpenClip, find_origin, source_key
 from fl_core.backbones.module_tower import ModuleTower
+from fl_core.backbones.prepared import is_complete, read_tensors
 from fl_core.backbones.prompt_plan import NameTokens, Position
 from fl_core.backbones.text_tower import PromptLayout, TextTower, load_tower
 from fl_core.backbones.token_cache import cached_tokens
@@ -232,22 +232,6 @@ class Clip:
         return self.text.layout(
             self.name_tokens(classes), num_tokens, position=position, class_specific=class_specific
         )
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a prepared folder has all its files at their full sizes."""
-    try:
-        info = json.loads((folder / "model.json").read_text())
-        sizes = [((folder / name).stat().st_size, size) for name, size in info["files"].items()]
-    except (OSError, ValueError, KeyError):
-        return False
-    return all(found == size for found, size in sizes)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, memory-mapped."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _module_tower(folder: Path, info: Mapping[str, Any], device: str) -> ModuleTower:

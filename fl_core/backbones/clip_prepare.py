@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import shutil
 import tempfile
@@ -18,13 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fl_core.backbones import extract
-from fl_core.backbones.clip import is_complete
 from fl_core.backbones.clip_origin import FORMAT, LOCAL, OpenClip, Origin
 from fl_core.backbones.clip_towers import whole_model
+from fl_core.backbones.prepared import content_hash, publish
 from fl_core.backbones.text_tower import FunctionalTower, save_tower
 from fl_core.backbones.tokens import save_tokenizer
 from fl_core.backbones.vision import all_tensors
-from fl_core.durable import sync_path
 from fl_core.errors import ConfigError, did_you_mean
 from fl_core.seeds import derive
 
@@ -34,7 +31,7 @@ def prepare(
 ) -> Path:
     """Load the model, write it to ``folder/<weights hash>``, and note the hash under ``key``."""
     key.parent.mkdir(parents=True, exist_ok=True)
-    is_tag = _check(spec, origin, packaged)
+    is_tag = _check(origin, packaged)
     model = _load(spec, origin)
     partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial-"))
     try:
@@ -49,7 +46,7 @@ def prepare(
     return target
 
 
-def _check(spec: OpenClip, origin: Origin, packaged: Sequence[str]) -> bool:
+def _check(origin: Origin, packaged: Sequence[str]) -> bool:
     """Refuse what open_clip would only warn about; whether the weights come from a hub."""
     model, pretrained = origin.model, origin.pretrained
     if model.startswith(LOCAL):
@@ -164,31 +161,3 @@ def _write_text(
             text.config.save_pretrained(to / "text_config")
     save_file(tensors, to / "text.safetensors")
     return tensors, {**about, "context_length": length}
-
-
-def content_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of tensors, and a configuration; 32 digits."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"\x1f{name}\x1f{tensor.dtype}\x1f{list(tensor.shape)}\x1f".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
-
-
-def publish(partial: Path, target: Path) -> None:
-    """Make a written folder visible under its final name, durably and all at once."""
-    for path in [*partial.rglob("*"), partial]:
-        sync_path(path)
-    if is_complete(target):
-        return
-    damaged = Path(f"{partial}.damaged")
-    with contextlib.suppress(FileNotFoundError):
-        target.rename(damaged)
-    try:
-        partial.rename(target)
-    except OSError:
-        if not is_complete(target):  # else another process was faster, with equal content
-            raise
-    sync_path(target.parent)
-    shutil.rmtree(damaged, ignore_errors=True)

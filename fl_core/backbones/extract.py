@@ -21,7 +21,7 @@ def text_tower(model: nn.Module) -> FunctionalTower:
     Matrices take the compute precision of the blocks, LayerNorms keep theirs (open_clip computes
     them in float32 when the rest is in half precision).
     """
-    part = native_text(model)
+    part = _native_text(model)
     facts = _facts(part)
     blocks = part["transformer"].resblocks
     dtype = blocks[0].attn.in_proj_weight.dtype
@@ -44,7 +44,7 @@ def text_tower(model: nn.Module) -> FunctionalTower:
     return FunctionalTower(facts, {name: w.detach() for name, w in weights.items()})
 
 
-def native_text(model: nn.Module) -> dict[str, Any]:
+def _native_text(model: nn.Module) -> dict[str, Any]:
     """The parts of a text tower built from open_clip's own Transformer, wherever they live."""
     text = getattr(model, "text", model)
     if type(text).__name__ not in ("CLIP", "TextTransformer"):
@@ -61,7 +61,6 @@ def native_text(model: nn.Module) -> dict[str, Any]:
         "eos_id": text.text_eos_id if inlined else text.eos_id,
         "cls_emb": None if inlined else text.cls_emb,
         "use_pad_mask": False if inlined else text.use_pad_mask,
-        "module": text,
     }
 
 

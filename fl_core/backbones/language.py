@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fl_core.backbones.clip import is_complete, read_tensors
+from fl_core.backbones.language_module import mapped_module
+from fl_core.backbones.prepared import is_complete
 from fl_core.backbones.token_cache import cached_tokens
 from fl_core.backbones.token_rows import (
     BELOW_TOP,
@@ -29,7 +30,6 @@ from fl_core.backbones.token_rows import (
     TOKEN_IDS,
     check_rows,
 )
-from fl_core.backbones.vision import rebuild
 from fl_core.checks import check_fields
 from fl_core.errors import ConfigError, StateError
 
@@ -160,7 +160,7 @@ class Language:
             from fl_core.backbones.language_prepare import load_quantized
 
             return load_quantized(self.weights_folder, self.info["quantization"], self.device)
-        return _build(self.weights_folder, self.causal, self.device, self.dtype)
+        return mapped_module(self.weights_folder, self.causal, self.device, self.dtype)
 
     # -- texts -------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class Language:
         cut = self.info["truncation"]
         if max(map(len, ids), default=0) > self.max_length:
             self.tokenizer.truncation_side = "right" if cut == "end" else "left"
-            length = self.max_length + (len(self._ending))
+            length = self.max_length + len(self._ending)
             short = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
             ids = [self._trimmed(row) for row in short]
         rows = torch.full((len(ids), self.max_length), PADDING, dtype=torch.int32)
@@ -232,7 +232,7 @@ class Language:
         if kind == TOKEN_IDS:
             return self.tokenize
         if kind.startswith(BELOW_TOP):
-            from fl_core.backbones.language_tower import below_top
+            from fl_core.backbones.language_states import below_top
 
             states = below_top(self, int(kind.removeprefix(BELOW_TOP)))
             return lambda texts: states(self.tokenize(texts))
@@ -242,7 +242,7 @@ class Language:
             most = int(kind.removeprefix(RESPONSE_IDS))
             return lambda texts: response_ids(self, texts, most)
         if kind == LAST_TOKEN:
-            from fl_core.backbones.last_token import last_token
+            from fl_core.backbones.language_states import last_token
 
             of_last = last_token(self)
             return lambda texts: of_last(self.tokenize(texts))
@@ -278,25 +278,3 @@ def _weights_of(folder: Path) -> Path:
         return folder.parent / str(json.loads((folder / "model.json").read_text())["weights"])
     except (OSError, ValueError, KeyError):
         return folder / "missing"
-
-
-@lru_cache(maxsize=2)
-def _tensors(folder: Path, device: str, dtype: torch.dtype) -> Mapping[str, Tensor]:
-    """The weights on a device, held once per process however many modules use them."""
-    info = json.loads((folder / "model.json").read_text())
-    kept = set(info["kept_dtype"])
-    found = {
-        name: tensor.to(device, dtype if name not in kept else tensor.dtype)
-        for name, tensor in read_tensors(folder / "model.safetensors").items()
-    }
-    return found | {name: found[other] for name, other in info["tied"].items()}
-
-
-def _build(folder: Path, causal: bool, device: str, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(str(folder))
-    config._attn_implementation = "eager"
-    kind = AutoModelForCausalLM if causal else AutoModel
-    module = rebuild(lambda: kind.from_config(config), _tensors(folder, device, dtype), device)
-    return module.requires_grad_(False)

@@ -17,10 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fl_core.backbones.clip import is_complete
-from fl_core.backbones.clip_prepare import content_hash, publish
 from fl_core.backbones.language import DTYPES, NO_OUTPUT, LanguageModel
 from fl_core.backbones.language_check import check_mask, is_causal, max_positions
+from fl_core.backbones.prepared import content_hash, is_complete, publish
 from fl_core.errors import ConfigError, did_you_mean
 from fl_core.seeds import derive
 

@@ -7,7 +7,7 @@ Attention masks are given ready-made in four dimensions, which transformers leav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,10 +150,10 @@ def build_tower(
     """
     module = backbone.build()
     body, prefix = body_of(module, backbone.causal)
-    layers_path, layers = _layers(body, backbone.num_layers)
+    layers_path, layers = layers_of(body, backbone.num_layers)
     stored_at, first = None, 0
     if top_layers is not None:
-        first = _first_layer(backbone, top_layers)
+        first = first_layer(backbone, top_layers)
         stored_at = _leave_out(body, layers_path, layers, first)
     places = []
     for path, layer in list(body.named_modules()):
@@ -181,32 +181,6 @@ def build_tower(
         stored_at,
         _open_for_prompts(body) if prompted else None,
     )
-
-
-def below_top(backbone: Language, top_layers: int) -> Callable[[Tensor], Tensor]:
-    """Token ids [B, L] -> what enters the top layers, float32 [B, L, d], 0 at padding."""
-    tower = build_tower(backbone, ())
-    _, layers = _layers(tower.body, backbone.num_layers)
-    in_tuple = _puts_out_a_tuple(tower.body, layers)
-    caught: list[Tensor] = []
-    first = _first_layer(backbone, top_layers)
-    layers[first - 1].register_forward_hook(lambda m, given, out: caught.append(_state(out)))
-    for place in range(first, len(layers)):
-        layers[place] = Skipped(in_tuple)
-
-    @torch.no_grad()
-    def encode(ids: Tensor) -> Tensor:
-        ids = ids.to(backbone.device)
-        valid = ids != PADDING
-        longest = max(1, int(valid.any(dim=0).sum()))
-        at = slice(-longest, None) if backbone.info["padding"] == "left" else slice(longest)
-        caught.clear()
-        tower({}, ids[:, at], *reading(valid[:, at], tower.causal))
-        states = torch.zeros(*ids.shape, backbone.width)
-        states[:, at] = (caught.pop() * valid[:, at, None]).float().cpu()
-        return states
-
-    return encode
 
 
 def reading(valid: Tensor, causal: bool) -> tuple[Tensor, Tensor | None]:
@@ -237,7 +211,8 @@ def _open_for_prompts(body: nn.Module) -> str:
     return path
 
 
-def _layers(body: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]:
+def layers_of(body: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]:
+    """Path and list of a body's layers; ConfigError where it has no list of them."""
     for path, part in body.named_modules():
         if isinstance(part, nn.ModuleList) and len(part) == num_layers:
             return path, part
@@ -252,7 +227,8 @@ def _layer_number(path: str, layers_path: str) -> int:
     return int(path.removeprefix(f"{layers_path}.").split(".")[0])
 
 
-def _first_layer(backbone: Language, top_layers: int) -> int:
+def first_layer(backbone: Language, top_layers: int) -> int:
+    """The number of the lowest of the top layers; ConfigError where none would be below it."""
     first = backbone.num_layers - top_layers
     if first < 1:
         raise ConfigError(
@@ -263,25 +239,20 @@ def _first_layer(backbone: Language, top_layers: int) -> int:
 
 
 def _leave_out(body: nn.Module, path: str, layers: nn.ModuleList, first: int) -> str:
-    in_tuple = _puts_out_a_tuple(body, layers)
+    in_tuple = puts_out_a_tuple(body, layers)
     for place in range(first):
         layers[place] = (Stored if place == first - 1 else Skipped)(in_tuple)
     return f"{path}.{first - 1}"
 
 
-def _puts_out_a_tuple(body: nn.Module, layers: nn.ModuleList) -> bool:
-    """Found out with one token: transformers moves from tuples to plain tensors."""
+def puts_out_a_tuple(body: nn.Module, layers: nn.ModuleList) -> bool:
+    """Whether a layer does; asked with one token, as transformers moves to plain tensors."""
     caught: list[bool] = []
     hook = layers[0].register_forward_hook(lambda m, x, out: caught.append(isinstance(out, tuple)))
     with torch.no_grad():
         body(torch.zeros(1, 1, dtype=torch.int64, device=next(body.parameters()).device))
     hook.remove()
     return caught[0]
-
-
-def _state(out: Any) -> Tensor:
-    state: Tensor = out[0] if isinstance(out, tuple) else out
-    return state
 
 
 def _widths(layer: nn.Module, path: str) -> tuple[int, int]:

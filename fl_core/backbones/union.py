@@ -42,7 +42,6 @@ def prepare_backbone(
     """The folder, inside ``folder``, that ``load_backbone`` takes; written if it is missing."""
     if isinstance(spec, OpenClip):
         return prepare_clip(spec, folder, packaged)
-    folder.mkdir(parents=True, exist_ok=True)
     return prepare_language(spec, folder, packaged_language)
 
 

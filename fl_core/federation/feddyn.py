@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ class FedDyn(Averaging):
     travels. Personal tensors are not bent.
     """
 
-    communicates: ClassVar[bool] = True
     name: Literal["feddyn"] = "feddyn"
     weights: Literal["uniform"] = "uniform"
     alpha: float = 0.01

@@ -29,7 +29,6 @@ class FLoRA(Merging):
     is no factor goes by FedAvg.
     """
 
-    communicates: ClassVar[bool] = True
     fresh_start: ClassVar[bool] = True
     fresh_each_round: ClassVar[bool] = True
     name: Literal["flora"] = "flora"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ class Scaffold(Averaging):
     Variates exist for shared tensors; they travel both ways, so messages are twice as long.
     """
 
-    communicates: ClassVar[bool] = True
     name: Literal["scaffold"] = "scaffold"
     weights: Literal["uniform"] = "uniform"
     server_lr: float = 1.0

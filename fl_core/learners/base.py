@@ -17,7 +17,7 @@ class Learner(Protocol):
 
     ``prepare`` computes once what is frozen; ``loss`` and ``logits`` see one client, and the
     client axis is added from outside by ``torch.vmap``. So: no in-place writes, no branches on
-    values, no random draws.
+    values, no random draws but those of ``fl_core.draws`` by the batch's key.
     """
 
     @property

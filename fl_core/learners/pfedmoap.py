@@ -73,7 +73,7 @@ class PFedMoAP:
         params = {"context": first_context(frozen, generator)}  # [M, d_t]
         for part in PROJECTIONS:
             weight, bias = uniform_linear(generator, self.gate_width, self.gate_width)
-            params |= {part: weight.to(params["context"]), f"{part}_bias": bias.to(weight)}
+            params |= {part: weight, f"{part}_bias": bias}
         return {name: tensor.to(params["context"]) for name, tensor in params.items()}
 
     def tensors(self, params: Params) -> Mapping[str, TensorSpec]:

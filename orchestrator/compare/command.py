@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.stopping import told_how_to_go_on
+from orchestrator.words import files_and_settings
 
 
 @click.command()
@@ -51,11 +52,7 @@ def compare(
     from orchestrator.compare.lineup import Question, headline_metric, line_up
     from orchestrator.display import Watcher, console
 
-    words = files_and_overrides
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
-    files = [Path(word) for word in words if word not in overrides]
-    if not files:
-        raise click.UsageError("name at least one YAML file, such as examples/promptfl.yaml")
+    files, overrides = files_and_settings(files_and_overrides)
     metric = metric or headline_metric(files, overrides)
     question = Question(seeds, vary_data, not no_references, metric, target_accuracy)
     rows = line_up(files, question, overrides)

@@ -215,7 +215,7 @@ def _empty_table(first: str) -> Table:
     # Between two columns stands the box's own blank besides the padding.
     padding = (0, GAP - 1, 0, 0)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=padding)
-    table.add_column(escape(first), no_wrap=True)
+    table.add_column(escape(first))  # what has to give way is a name, and no number
     return table
 
 

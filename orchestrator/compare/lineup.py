@@ -17,7 +17,14 @@ from fl_core.local import check_pair
 from orchestrator.compare.effort import centralised_of, local_only_of
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
-from orchestrator.labels import method_label, result_settings, scenario_label, told_apart
+from orchestrator.labels import (
+    method_label,
+    numbered,
+    result_settings,
+    scenario_label,
+    scenario_settings,
+    told_apart,
+)
 from orchestrator.loading import config_hash, load_config, resolve, to_dict
 from scenarios.data.catalogue import load_dataset
 from scenarios.evaluate import OWN
@@ -107,7 +114,7 @@ def line_up(
     among ``sources``. ConfigError tells every fault of every source at once.
     """
     given = [
-        _Entry(method_label(base), "reference" if _is_reference(base) else "method", seeded)
+        _Entry(method_label(base), kind_of(base), seeded)
         for base, seeded in _seeded(sources, question, overrides)
     ]
     entries = _without_twins(given)
@@ -166,8 +173,10 @@ def _at_seed(base: ExperimentConfig, offset: int, vary_data: bool) -> Experiment
     return replace(base, name=name, seed=seed, scenario=scenario)
 
 
-def _is_reference(config: ExperimentConfig) -> bool:
-    return config.learner.name == "zero_shot" or not config.federation.communicates
+def kind_of(config: ExperimentConfig) -> Kind:
+    """Whether a row of this config is a method, or what methods are held against."""
+    is_trained = config.learner.name != "zero_shot" and config.federation.communicates
+    return "method" if is_trained else "reference"
 
 
 def _without_twins(entries: Sequence[_Entry]) -> list[_Entry]:
@@ -249,10 +258,7 @@ def _num_examples(scenario: Scenario, store: Path) -> Ints:
 
 def _name_scenarios(entries: Sequence[_Entry]) -> None:
     """Equal scenarios get one name, different ones different names."""
-    settings = []
-    for entry in entries:
-        own = to_dict(entry.base)
-        settings.append({"scenario": own["scenario"], "backbone": own["backbone"]})
+    settings = [scenario_settings(entry.base) for entry in entries]
     labels = told_apart([scenario_label(entry.base) for entry in entries], settings)
     for entry, label in zip(entries, labels, strict=True):
         entry.scenario = label
@@ -263,9 +269,8 @@ def _name_methods(entries: Sequence[_Entry]) -> None:
         own = [entry for entry in entries if entry.scenario == scenario]
         settings = [result_settings(entry.base) for entry in own]
         labels = told_apart([entry.label for entry in own], settings, ["scenario"])
-        for position, (entry, label) in enumerate(zip(own, labels, strict=True)):
-            earlier = labels[:position].count(label)  # the same but for the seed
-            entry.label = f"{label} #{earlier + 1}" if earlier else label
+        for entry, label in zip(own, numbered(labels), strict=True):  # equal ones differ by seed
+            entry.label = label
 
 
 def _row(entry: _Entry) -> Row:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.report.ask import Ask
 from orchestrator.report.curves import Curve
-from orchestrator.report.decisions import MethodCurves, first_round
+from orchestrator.report.decisions import MethodCurves, first_round, of_shared_seeds
 from orchestrator.report.tables import METHOD, RUNS, SCENARIO, Cell, Column, Table, cell, percent
 from scenarios.budget_curve import area, log_area
 from scenarios.statistics import over_seeds
@@ -41,11 +41,10 @@ def _rows(scenario: str, curves: MethodCurves, ask: Ask) -> list[list[Cell]]:
     high = max(ask.budgets)
     prices = [first_round(curve) for own in curves.values() for curve in own.values()]
     low = min((price for price in prices if price > 0), default=high)
+    followed = {m: own for m, own in curves.items() if all(map(_is_followed, own.values()))}
     found: list[list[Cell]] = []
-    for method, own in curves.items():
+    for method, own in of_shared_seeds(followed).items() if followed else ():
         each = list(own.values())
-        if not all(_is_followed(curve) for curve in each):
-            continue
         cells: list[Cell] = [scenario, method, high]
         cells += _mean_and_std([area(c.num_bytes, c.values, high) for c in each])
         if low < high:

@@ -9,8 +9,8 @@ from orchestrator.checkpoint import RoundRecord
 from orchestrator.compare.lineup import Row
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
-from orchestrator.results import Result
-from scenarios.budget_curve import BYTES_PER_MEGABYTE, megabytes_to
+from orchestrator.results import LEFT, Result
+from scenarios.budget_curve import BYTES_PER_MEGABYTE, fits, megabytes_to
 
 Values = Sequence[float | None]
 
@@ -38,10 +38,9 @@ class Curve:
 
     def place(self, megabytes: float) -> int | None:
         """Index of the last measured round, after training began, within a budget per client."""
-        limit = megabytes * BYTES_PER_MEGABYTE
         found = None
         for i, (spent, value) in enumerate(zip(self.num_bytes, self.values, strict=True)):
-            if i and spent <= limit and value is not None:
+            if i and fits(spent, megabytes) and value is not None:
                 found = i
         return found
 
@@ -101,6 +100,6 @@ def _costs(records: Sequence[RoundRecord]) -> dict[str, float]:
         for name, value in record.metrics.items():
             if name.startswith("memory/"):
                 costs[name] = max(value, costs.get(name, 0.0))
-            elif name.startswith("time/") and "left" not in name:
+            elif name.startswith("time/") and name not in LEFT:
                 costs[name] = costs.get(name, 0.0) + value
     return costs

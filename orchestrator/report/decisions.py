@@ -102,15 +102,8 @@ def choose(
         measured = min(map(_first_measured, each), default=math.nan)
         return Choice(megabytes, None, first=first, measured=measured, reference=reference)
     able.sort(key=lambda m: max(curves[m][s].num_bytes[i] for s, i in places[m].items() if i))
-    held = _of_shared_seeds({method: curves[method] for method in able})
-    values: dict[str, dict[int, Sequence[float | None]]] = {m: {} for m in able}
-    means: dict[str, list[float]] = {m: [] for m in able}
-    for method in able:
-        for seed, curve in held[method].items():
-            place = places[method][seed]
-            if place is not None and (mean := curve.values[place]) is not None:
-                values[method][seed] = curve.at(place)
-                means[method].append(mean)
+    held = of_shared_seeds({method: curves[method] for method in able})
+    values, means = _reached(held, places)
     verdict, leader, worth = _judged(values, means, same_clients)
     ordered = sorted(able, key=lambda m: -worth[m])
     second = next((m for m in ordered if m != leader), None)
@@ -146,7 +139,7 @@ def cheapest(curves: MethodCurves, target: float) -> Cheapest:
             prices[method] = known
     if not prices:
         return Cheapest(target, None)
-    prices = _of_shared_seeds(prices)
+    prices = of_shared_seeds(prices)
     # Judged as values of which more is better; a price is a run's, so seeds are what is resampled.
     values = {m: {s: [-price] for s, price in own.items()} for m, own in prices.items()}
     means = {m: [-price for price in own.values()] for m, own in prices.items()}
@@ -227,10 +220,7 @@ def first_round(curve: Curve) -> float:
     return next((b / BYTES_PER_MEGABYTE for b in curve.num_bytes[1:]), math.inf)
 
 
-# -- details -------------------------------------------------------------------------------------
-
-
-def _of_shared_seeds(by_method: Mapping[str, Mapping[int, T]]) -> dict[str, dict[int, T]]:
+def of_shared_seeds(by_method: Mapping[str, Mapping[int, T]]) -> dict[str, dict[int, T]]:
     """What methods have of the seeds that all have; everything where there is no such seed.
 
     Else a method whose run of a hard seed failed would be held against others that have it.
@@ -240,6 +230,24 @@ def _of_shared_seeds(by_method: Mapping[str, Mapping[int, T]]) -> dict[str, dict
         method: {seed: one for seed, one in own.items() if seed in shared or not shared}
         for method, own in by_method.items()
     }
+
+
+# -- details -------------------------------------------------------------------------------------
+
+
+def _reached(
+    curves: MethodCurves, places: Mapping[str, Mapping[int, int | None]]
+) -> tuple[dict[str, dict[int, Sequence[float | None]]], dict[str, list[float]]]:
+    """By method, at each seed's place on its curve: what is compared, and the means."""
+    values: dict[str, dict[int, Sequence[float | None]]] = {method: {} for method in curves}
+    means: dict[str, list[float]] = {method: [] for method in curves}
+    for method, own in curves.items():
+        for seed, curve in own.items():
+            place = places[method][seed]
+            if place is not None and (mean := curve.values[place]) is not None:
+                values[method][seed] = curve.at(place)
+                means[method].append(mean)
+    return values, means
 
 
 def _judged(

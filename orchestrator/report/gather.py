@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from fl_core.errors import FedarenaError, StateError
-from orchestrator.compare.lineup import CENTRALISED, LOCAL_ONLY, Kind, Row
+from orchestrator.compare.lineup import CENTRALISED, LOCAL_ONLY, Row, kind_of
 from orchestrator.config import ExperimentConfig
 from orchestrator.experiment import run_folder
-from orchestrator.labels import method_label, result_settings, scenario_label, told_apart
-from orchestrator.loading import load_config, to_dict
+from orchestrator.labels import (
+    method_label,
+    numbered,
+    result_settings,
+    scenario_label,
+    scenario_settings,
+    told_apart,
+)
+from orchestrator.loading import load_config
 from scenarios.scored import own_metric
 
 COMPARISON_FILE, TRIALS_FILE = "comparison.csv", "trials.csv"
@@ -94,12 +101,12 @@ def rows_of(runs: Sequence[Found]) -> list[Row]:
     firsts = [next(iter(own.values())) for own in series]
     scenarios = told_apart(
         [scenario_label(first.config) for first in firsts],
-        [_known(_scenario_settings(first.config)) for first in firsts],
+        [_known(scenario_settings(first.config)) for first in firsts],
     )
     methods = _method_names(firsts, scenarios)
     alone = _alone(firsts, scenarios, methods)
     rows = [
-        Row(scenario, method, _kind(first.config), _configs(own.values()), other)
+        Row(scenario, method, kind_of(first.config), _configs(own.values()), other)
         for scenario, method, first, own, other in zip(
             scenarios, methods, firsts, series, alone, strict=True
         )
@@ -202,16 +209,6 @@ def _configs(runs: Any) -> dict[int, ExperimentConfig]:
     return {run.config.seed: run.config for run in runs}
 
 
-def _kind(config: ExperimentConfig) -> Kind:
-    is_trained = config.learner.name != "zero_shot" and config.federation.communicates
-    return "method" if is_trained else "reference"
-
-
-def _scenario_settings(config: ExperimentConfig) -> dict[str, Any]:
-    own = to_dict(config)
-    return {"scenario": own["scenario"], "backbone": own["backbone"]}
-
-
 def _method_names(firsts: Sequence[Found], scenarios: Sequence[str]) -> list[str]:
     """Distinct within each scenario, with the settings by which twins differ."""
     names = [""] * len(firsts)
@@ -219,9 +216,9 @@ def _method_names(firsts: Sequence[Found], scenarios: Sequence[str]) -> list[str
         places = [i for i, own in enumerate(scenarios) if own == scenario]
         labels = [firsts[i].method or _plain_name(firsts[i].config) for i in places]
         settings = [_known(result_settings(firsts[i].config)) for i in places]
-        for i, label in zip(places, told_apart(labels, settings, ["scenario"]), strict=True):
-            earlier = sum(names[j] == label for j in places)
-            names[i] = f"{label} #{earlier + 1}" if earlier else label
+        told = numbered(told_apart(labels, settings, ["scenario"]))
+        for i, label in zip(places, told, strict=True):
+            names[i] = label
     return names
 
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from fl_core.errors import FedarenaError
 from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
-from orchestrator.labels import PLACES, method_label, scenario_label
-from orchestrator.loading import load_config, to_dict
+from orchestrator.labels import method_label, scenario_label
+from orchestrator.loading import SETTINGS_OF_NO_RESULT, load_config, to_dict
 from orchestrator.report.tables import significant
 from orchestrator.results import Result
 from orchestrator.schema import leaves
@@ -112,7 +112,7 @@ def changed_settings(config: ExperimentConfig) -> dict[str, Any]:
     return {
         path: value
         for path, value in leaves(to_dict(config))
-        if usual.get(path) != value and not path.startswith(tuple(p for p in PLACES if p != "name"))
+        if usual.get(path) != value and (path == "name" or not SETTINGS_OF_NO_RESULT.match(path))
     }
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from orchestrator.words import files_and_settings
+
 address_option = click.option(
     "--address",
     envvar="RAY_API_SERVER_ADDRESS",
@@ -47,10 +49,7 @@ def submit(
     from cluster.submit import Jobs, checked_address
     from orchestrator.submit.submission import prepare_submission
 
-    overrides = [word for word in files_and_overrides if "=" in word and not Path(word).exists()]
-    files = [Path(word) for word in files_and_overrides if word not in overrides]
-    if not files:
-        raise click.UsageError("name at least one YAML file, such as examples/promptfl.yaml")
+    files, overrides = files_and_settings(files_and_overrides)
     address = checked_address(address)
     submission = prepare_submission(files, overrides, working_dir, state)
     _tell(f"the same with Ray's own tool:\n  {submission.request.plain_command(address)}")

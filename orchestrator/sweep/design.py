@@ -109,7 +109,7 @@ class Design:
         rule = config.federation
         if not rule.communicates:
             return ()
-        answers = one_run_answers(config.training, config.communication, rule)
+        answers = one_run_answers(config.training, config.communication, rule, config.participation)
         return (largest,) if answers else self.sweep.budgets
 
     def method(self, cell: Values) -> str:

@@ -12,15 +12,11 @@ from fl_core.backbones.language import Language
 from orchestrator.checkpoint import RunStore
 from orchestrator.experiment import Experiment
 from orchestrator.plan import outline
+from orchestrator.sizing import FLOATS_PER_TOKEN, TOKENS_PER_CLASS, language_floats
 from orchestrator.yaml_text import read_yaml
 
 PROCESS_BYTES = 350e6
 """Private memory of a process that has imported torch and Ray, measured."""
-FLOATS_PER_TOKEN = 20
-"""Activations that training keeps per token, layer and unit of width of a text tower, about; for
-ViT-B/16 with 100 classes it gives the 0.2 GB per client that were measured."""
-TOKENS_PER_CLASS = 4
-"""Of a class name with its end, about; the context before it is computed once."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +96,6 @@ def _memory(experiment: Experiment, initial: Mapping[str, Any]) -> float:
         floats = FLOATS_PER_TOKEN * tokens * width * layers
     activations = 4 * floats if initial else 0
     return float(PROCESS_BYTES + weights + group * (4 * trained + activations))
-
-
-def language_floats(backbone: Language, batch_size: int) -> float:
-    """What training keeps of one client's batch: the layers' states, and attention twice."""
-    tokens, length = batch_size * backbone.max_length, backbone.max_length
-    attention = 2 * batch_size * int(backbone.info["num_heads"]) * length**2
-    return backbone.num_layers * float(FLOATS_PER_TOKEN * tokens * backbone.width + attention)
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:

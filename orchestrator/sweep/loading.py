@@ -12,7 +12,7 @@ import yaml
 
 from fl_core.errors import ConfigError, did_you_mean
 from fl_core.remote import check_disk
-from orchestrator.config import ExperimentConfig
+from orchestrator.config import PLACES, ExperimentConfig
 from orchestrator.loading import (
     RESOURCES_OF_A_RESULT,
     SETTINGS_OF_NO_RESULT,
@@ -24,9 +24,7 @@ from orchestrator.schema import Slot, slots
 from orchestrator.sweep.config import BUDGET, Axis, SweepConfig, Tuning, label
 from orchestrator.yaml_text import Loader, read_yaml
 
-NOT_AXES = re.compile(
-    r"(name|seed|folder|store|mirror|shared_store|tracking|resources\.(executor|address))(\.|$)"
-)
+NOT_AXES = re.compile(rf"({'|'.join(PLACES)}|seed|resources\.(executor|address))(\.|$)")
 SWEEP = Slot(SweepConfig, (SweepConfig,), SweepConfig)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from orchestrator.checkpoint import RunStore
 from orchestrator.config import ExperimentConfig
 from orchestrator.display import console, show_plan
 from orchestrator.host import wanted_slots
+from orchestrator.sizing import nodes_of
 from orchestrator.sweep.agenda import Point, num_tuning
 from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.design import MEGABYTES, Design, Trial
@@ -85,23 +85,6 @@ def states_of(trials: Iterable[Trial]) -> dict[str, str]:
         begun = "partly done" if RunStore(run).has_records() else "new"
         found[trial.key] = "finished" if (run / "DONE").exists() else begun
     return found
-
-
-def nodes_of(config: ExperimentConfig) -> list[dict[str, float]]:
-    """Resources of each node of the cluster that is named, or of this machine."""
-    address = config.resources.address or os.environ.get("RAY_ADDRESS")
-    if address and config.resources.executor == "ray":
-        from cluster.connect import connect
-        from cluster.reserve import cluster_nodes
-
-        connect(address)
-        return cluster_nodes()
-    import torch
-
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    tells = getattr(os, "sched_getaffinity", None)  # of those that this process may use
-    cpus = float(len(tells(0)) if tells else os.cpu_count() or 1)
-    return [{"CPU": cpus, "GPU": float(torch.cuda.device_count()), "memory": 0.7 * memory}]
 
 
 def trials_at_once(trials: Sequence[Trial]) -> tuple[str, int]:
@@ -220,11 +203,10 @@ def _num_tuning(design: Design) -> dict[str, int]:
 def _total(
     design: Design, trials: Sequence[Trial], known: Mapping[str, Forecast], what: str
 ) -> float:
-    """Over all trials; a tuning trial counts as the one that stands for its method."""
-    tuning, total = _num_tuning(design), 0.0
+    """Over all trials; a tuning trial counts as all of its group, for which it stands."""
+    tuning, total = {group.key: num_tuning(design, group) for group in design.groups}, 0.0
     for trial in trials:
-        groups = max(1, sum(t.method == trial.method and t.stage == "tuning" for t in trials))
-        times = 1 if trial.stage == "test" else tuning[trial.method] / groups
+        times = 1 if trial.stage == "test" else tuning[trial.group]
         total += times * float(vars(known[trial.key])[what] or 0)
     return total
 

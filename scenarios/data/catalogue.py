@@ -21,6 +21,7 @@ from scenarios.data.forms import Form, Instructions
 from scenarios.data.hashing import hash_items
 from scenarios.data.hub import FORMATS, hub_shards, is_saved, saved_shards, shards_below
 from scenarios.data.published import LAYOUTS, draft_layout
+from scenarios.data.roles import NAMED_ROLES, ROLES, Columns
 from scenarios.data.spec import (
     COMMON,
     FOLDER,
@@ -33,7 +34,7 @@ from scenarios.data.spec import (
     Spec,
     parse_spec,
 )
-from scenarios.data.table import NAMED_ROLES, ROLES, Columns, draft_table
+from scenarios.data.table import draft_table
 from scenarios.data.text_published import TEXT_GROUPS, TEXT_TASKS
 from scenarios.data.text_tasks import (
     ON_THE_HUB,

@@ -30,6 +30,12 @@ def saved_shards(folder: Path, wanted: Mapping[str, str]) -> list[Shard]:
     folder = folder.resolve()
     try:
         if not (folder / _DICT).is_file():
+            if wanted:
+                options = ", ".join(f"{ours}={name}" for ours, name in wanted.items())
+                raise DataError(
+                    f"{folder} is one data set without splits, so {options} means nothing. Leave "
+                    "it out: test rows are then drawn. Or save a DatasetDict with its splits."
+                )
             return _shards(folder, None)
         splits = json.loads((folder / _DICT).read_text(encoding="utf-8"))["splits"]
         chosen = choose_splits(str(folder), splits, wanted)

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from fl_core.errors import DataError, did_you_mean
-from scenarios.data.table import NAMED_ROLES, ROLES
+from scenarios.data.roles import NAMED_ROLES, ROLES
 
 COMMON = frozenset({"name", "template", "duplicates"})
 FOLDER = COMMON | {"levels"}

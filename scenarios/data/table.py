@@ -12,43 +12,29 @@ of which each will do. Then the label may be missing: all rows are of one class.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_core.errors import DataError, did_you_mean
 from scenarios.data.columns import ColumnItems, Shard, num_rows, open_schema, read_columns
 from scenarios.data.dataset import DEFAULT_TEMPLATES, Bytes, Modality, hash_array
 from scenarios.data.draft import NUM_LISTED, SPLIT_CODES, Draft
 from scenarios.data.hub import FORMATS
+from scenarios.data.roles import ROLES, Columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Role = Literal[
-    "image", "text", "label", "domain", "client", "concept", "split", "family", "response"
-]
-ROLES: tuple[Role, ...] = ("image", "text", "label", "domain", "client", "concept", "split")
-NAMED_ROLES: tuple[Role, ...] = ("family", "response")
-"""Never taken from a column of that name: they change what a domain, or an answer, is."""
+T = TypeVar("T")
+
 _RECORDED = ("sha256", "name_aligned")
 _TEMPLATES: Mapping[Modality, tuple[str, ...]] = {"image": DEFAULT_TEMPLATES, "text": ("{}",)}
 _MAY_BE_NULL = ("split", "client")
 OPEN_ENDED = "open-ended"
 """The class of all rows where only responses are given."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column plays which role; the role's own name where nothing is said.
-
-    ``class_names``: names of the labels 0, 1, ... where the file has whole numbers without names.
-    """
-
-    named: Mapping[Role, str] = field(default_factory=dict)
-    class_names: tuple[str, ...] = ()
 
 
 def draft_table(name: str, shards: Sequence[Shard], columns: Columns | None = None) -> Draft:
@@ -220,6 +206,18 @@ class _Table:
             )
         if "label" not in self.roles and "response" not in self.roles:
             yield f"no column label {found}: name it, such as ?label=kind."
+        kinds = {name: str(self.schema.field(name).type) for name in present}
+        if kinds.get(self.roles.get("label", "")) in ("float", "double"):
+            yield (
+                f"column {self.roles['label']} holds fractions, as pandas writes numbers where "
+                "some are missing. Write whole numbers, or names."
+            )
+        if kinds.get(self.roles.get("image", "")) in ("string", "large_string"):
+            yield (
+                f"column {self.roles['image']} holds strings, not encoded images: put the bytes of "
+                "the files that they name into it (JSON lines cannot hold any; Parquet can), or "
+                "use an image folder."
+            )
 
     def _wrong_values(self) -> Iterator[str]:
         for role, name in self.roles.items():
@@ -232,8 +230,7 @@ class _Table:
         if "label" in self.roles and self._is_number("label"):
             yield from self._wrong_numbers()
         yield from self._wrong_families()
-        unknown = sorted(set(self.splits) - set(SPLIT_CODES))
-        if unknown:
+        if unknown := sorted(set(self.splits) - set(SPLIT_CODES)):
             allowed = ", ".join(sorted(set(SPLIT_CODES) - {""}))
             yield f"column split holds {unknown}; allowed are {allowed}."
 
@@ -270,8 +267,7 @@ class _Table:
 
     @cached_property
     def _features(self) -> dict[str, Any]:
-        info = self._metadata(b"huggingface").get("info") or {}
-        features = info.get("features") or {}
+        features = (self._metadata(b"huggingface").get("info") or {}).get("features") or {}
         return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
 
     def _kind(self, column: str) -> str:
@@ -283,7 +279,7 @@ class _Table:
         except json.JSONDecodeError as error:
             raise DataError(f"{self.where}: its metadata are not JSON: {error}.") from error
 
-    def _reading(self, read: Any) -> Any:
+    def _reading(self, read: Callable[[], T]) -> T:
         import pyarrow as pa
 
         try:

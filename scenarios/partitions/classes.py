@@ -194,8 +194,7 @@ class Shards:
 
     def _cut(self, num_rows: int, num_clients: int) -> tuple[int, int]:
         """Rows of a shard, and the number of shards that can be drawn."""
-        wanted = None if self.num_shards_per_client is None else self.num_shards_per_client
-        size = self.shard_size
+        wanted, size = self.num_shards_per_client, self.shard_size
         if wanted is not None:
             needed = wanted * num_clients * (size or 1)
             if needed > num_rows:

@@ -137,6 +137,18 @@ def test_the_memory_of_an_actor_follows_the_stated_formula(make_config):
     assert gpu_bytes(large, initial) == pytest.approx(wanted, rel=1e-12)
 
 
+def test_an_auto_slice_is_a_share_of_nine_tenths_of_the_smallest_gpu(make_config, monkeypatch):
+    from orchestrator import sizing
+
+    experiment = prepare_experiment(make_config())
+    need = sizing.gpu_bytes(experiment, outline(experiment).initial)
+    monkeypatch.setattr(sizing, "nodes_of", lambda _: [{"CPU": 8.0, "GPU": 1.0}])
+    for memory, share in ((2.3, 0.5), (2.1, 1.0)):
+        monkeypatch.setattr(sizing, "_gpu_memory", lambda memory=memory: memory * need)
+        config = resolve(make_config("resources.slice=auto", "resources.executor=ray"))
+        assert config.resources.slice == Slice(cpus=1, gpus=share)
+
+
 def test_what_the_formula_does_not_cover_is_refused_by_name(make_config):
     from orchestrator.sizing import gpu_bytes
 

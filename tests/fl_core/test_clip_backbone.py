@@ -196,7 +196,7 @@ def test_a_lost_race_leaves_the_winners_folder(
         return rename(self, target)
 
     asked = iter([False, True])
-    monkeypatch.setattr(clip_prepare, "is_complete", lambda _: next(asked))
+    monkeypatch.setattr("fl_core.backbones.prepared.is_complete", lambda _: next(asked))
     monkeypatch.setattr(Path, "rename", lose)
     assert prepare_clip(spec, tmp_path, {}) == path
     assert path.stat().st_ino == kept

@@ -8,7 +8,8 @@ import torch
 
 from fl_core import wire
 from fl_core.errors import ConfigError
-from fl_core.federation import FEDERATIONS, FedAvg, LocalOnly
+from fl_core.federation import FEDERATIONS, FedAvg, HetLoRA, LocalOnly
+from fl_core.participation import Participation
 from fl_core.round import plan_round
 from fl_core.setting import Load, Setting, Standing, expected_loads
 from fl_core.types import TensorSpec
@@ -20,8 +21,8 @@ from orchestrator.budget import (
     horizon,
     link_seconds,
     next_round,
+    no_round_error,
     one_run_answers,
-    refuse_no_round,
     rounds_to_schedule,
 )
 from orchestrator.config import Budget, Communication, Link
@@ -226,12 +227,49 @@ def test_a_budget_below_one_round_is_told_with_what_one_round_needs(budget, said
     setting = setting_for(clients_per_round=3)
     purse = Purse(budget, draw_links((Link(),), 0, range(9)))
     assert horizon(setting, purse, Standing(0, SHAPES), range(9), 50).rounds == 0
-    (fault,) = refuse_no_round(setting, purse, Standing(0, SHAPES), range(9)).faults
+    (fault,) = no_round_error(setting, purse, Standing(0, SHAPES), range(9)).faults
     assert said in fault
     if budget.megabytes:
         enough = float(fault.split("Allow at least ")[1].split(",")[0])
         purse = Purse(replace(budget, megabytes=enough))
         assert horizon(setting, purse, Standing(0, SHAPES), range(9), 50).rounds >= 1
+
+
+@pytest.mark.parametrize(
+    "unreliable",
+    [
+        Participation(availability=0.6),
+        Participation(trace=((0, 1, 2, 3), (0, 1))),
+        Participation(dropout=0.4),
+        Participation(speed_spread=1.0, deadline=4.0),
+    ],
+)
+def test_no_run_answers_the_budgets_of_clients_of_which_some_spend_theirs_sooner(unreliable):
+    """A round of the smaller run has clients left out that the larger one still has."""
+    setting = replace(setting_for(), participation=unreliable)
+
+    def fails(round, client):
+        return client in unreliable.absent(setting.seed, round, range(4))
+
+    plans = {}
+    for megabytes in (0.02, 0.06):
+        purse = Purse(Budget(megabytes, per="client"))
+        found, _, _ = played(setting, purse, range(4), 60, fails)
+        plans[megabytes] = [plan for plan, _, _ in found]
+    assert plans[0.02] != plans[0.06][: len(plans[0.02])]
+    steady, each = Training(schedule="constant"), Communication(budget=Budget(1.0, per="client"))
+    assert not one_run_answers(steady, each, setting.rule, unreliable)
+    together = replace(each, budget=Budget(1.0))
+    assert one_run_answers(steady, together, setting.rule, unreliable)
+
+
+def test_no_run_answers_the_budgets_of_clients_of_unequal_ranks():
+    steady, each = Training(schedule="constant"), Communication(budget=Budget(1.0, per="client"))
+    answers = [
+        one_run_answers(steady, each, HetLoRA(ranks=ranks), Participation())
+        for ranks in ((), (2, 2), (4, 1))
+    ]
+    assert answers == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +285,7 @@ def test_a_budget_below_one_round_is_told_with_what_one_round_needs(budget, said
 def test_one_run_answers_all_budgets_only_if_no_horizon_enters_it(training, per, cohort, answers):
     terms = Communication(budget=Budget(megabytes=1.0, per=per))
     setting = setting_for(clients_per_round=cohort)
-    assert one_run_answers(training, terms, setting.rule) == answers
+    assert one_run_answers(training, terms, setting.rule, Participation()) == answers
     forecast = horizon(setting, Purse(Budget(megabytes=0.02)), Standing(0, SHAPES), range(4), 50)
     scheduled = rounds_to_schedule(training, 50, forecast)
     falls = training.schedule == "cosine" and training.schedule_span == "run"

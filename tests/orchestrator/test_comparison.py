@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -368,8 +369,9 @@ def test_a_metric_that_no_method_has_is_told_after_the_runs(make_config):
     ],
 )
 @pytest.mark.parametrize("rule", ["fedavg", "ditto", "local_only"])
-def test_whatever_a_run_measures_was_known_before(make_config, protocol, rule):
+def test_whatever_a_run_measures_was_known_before(make_config, four_colours, protocol, rule):
     settings = [f"scenario.protocol={protocol[0]}", *protocol[1:], f"federation={rule}"]
+    settings.append(f"scenario.dataset={four_colours}")
     config = make_config(*settings, "federation.rounds=1")
     (result,) = run_experiments([config])
     measured = {n for r in result.records for n in r.metrics if n.startswith("eval/")}
@@ -503,8 +505,9 @@ def test_the_picture_shows_curves_that_end_at_the_last_mean(compared):
     assert "%" in axes.get_ylabel()
 
 
-def test_what_the_protocol_measures_has_columns_of_its_own(make_config):
-    novel = make_config("scenario.protocol=base_to_novel", "federation.rounds=1")
+def test_what_the_protocol_measures_has_columns_of_its_own(make_config, four_colours):
+    data = f"scenario.dataset={four_colours}"
+    novel = make_config(data, "scenario.protocol=base_to_novel", "federation.rounds=1")
     compared = fedarena.compare([novel], seeds=2)
     console = Console(width=100, record=True, file=io.StringIO())
     show_comparison(compared, console)
@@ -512,8 +515,8 @@ def test_what_the_protocol_measures_has_columns_of_its_own(make_config):
     assert all(f" {title} %" in shown for title in ("base", "novel", "hm2", "hm3", "cm"))
     assert not any(end in shown for end in (".std", ".low", ".high", ".num"))
     value = 100 * row_of(compared, "zero-shot")["eval/novel/accuracy"]
-    (line,) = {x for x in shown.splitlines() if x.startswith("zero-shot ") and f"{value:.1f}" in x}
-    assert f"{value:.1f} ± 0.0" in line
+    rows = [line for line in shown.splitlines() if line.startswith("zero-shot ")]
+    assert any(f"{value:.1f} ± 0.0" in row for row in rows)
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -526,6 +529,21 @@ def test_tables_are_split_and_never_cut(compared, width):
     tables = [line for line in shown.splitlines() if line.startswith("method ")]
     assert len(tables) <= {80: 4, 100: 3, 160: 2}[width]
     assert all(len(line) <= width for line in tables)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_long_name_gives_way_and_no_number_is_cut(compared, width):
+    long = "local only (federation.clients_per_round=None, federation.rounds=3, participation=late)"
+    tables = {
+        part: getattr(compared, part).replace("local only", long)
+        for part in ("summary", "differences")
+    }
+    console = Console(width=width, record=True, file=io.StringIO())
+    show_comparison(replace(compared, **tables), console)
+    shown = console.export_text()
+    assert "…" not in shown
+    (row,) = tables["differences"].query("other == @long").to_dict("records")
+    assert f"{100 * row['difference']:+.1f}" in shown.partition("Which is best")[2]
 
 
 def test_the_command_shows_the_tables_and_the_verdict(pair, compared, tmp_path):

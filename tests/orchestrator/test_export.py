@@ -15,6 +15,7 @@ from fl_core.errors import StateError
 from fl_core.types import Task
 from orchestrator.cli import main
 from orchestrator.export import export_classifier, export_shared
+from orchestrator.export_adapter import head_of
 from orchestrator.loading import load_config
 from orchestrator.results import Result
 from orchestrator.run import run_experiments
@@ -115,3 +116,8 @@ def test_the_command_writes_below_the_run(make_config):
     assert written == {"classifier.safetensors", "classes.json"}
     weights = load_file(run / "export" / "classifier.safetensors")["class_weights"]
     torch.testing.assert_close(weights.norm(dim=0), torch.ones(3))
+
+
+def test_only_a_classifier_goes_into_the_file_of_the_head():
+    names = ("head.weight", "head.bias", "layer.0.multi_head.q.lora_A", "layer.0.head.q.lora_A")
+    assert set(head_of(dict.fromkeys(names, torch.ones(1)))) == {"weight", "bias"}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fl_core.backbones.language import LanguageModel
@@ -28,11 +29,10 @@ from orchestrator.loading import (
     flat,
     load_config,
     resolve,
-    slots,
     to_dict,
     to_yaml,
 )
-from orchestrator.schema import tag_of
+from orchestrator.schema import slots, tag_of
 
 HOSTILE_TEXTS = ["1e-3", "010", "0o7", "no", "null", "~", "", "true", "a: b", "# x", "<<", "ü\n'"]
 BAD_NAMES = ["../x", "a/b", "", ".x", "-x", "a..b", "a b", "ä", "x" * 101]
@@ -133,6 +133,14 @@ def test_a_mapping_may_hold_paths_and_ready_made_parts(tmp_path: Path) -> None:
     config = load_config({"learner": CoOp(num_tokens=2), "folder": tmp_path})
     assert config.learner == CoOp(num_tokens=2)
     assert config.folder == tmp_path
+
+
+def test_a_mapping_may_hold_numbers_of_numpy() -> None:
+    config = load_config({"seed": np.arange(4)[3], "training": {"local_steps": np.int32(2)}})
+    assert (config.seed, config.training.local_steps) == (3, 2)
+    assert type(config.seed) is int
+    with pytest.raises(ConfigError, match="seed = True"):
+        load_config({"seed": True})
 
 
 # -- faults --------------------------------------------------------------------------------------

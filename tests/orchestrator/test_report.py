@@ -19,9 +19,11 @@ from fl_core.errors import ConfigError, StateError
 from orchestrator.checkpoint import RoundRecord
 from orchestrator.cli import main
 from orchestrator.compare.export import write_comparison
+from orchestrator.compare.lineup import Question
+from orchestrator.compare.outcomes import outcomes_of
 from orchestrator.experiment import run_folder
 from orchestrator.loading import config_hash, load_config, resolve, to_dict, to_yaml
-from orchestrator.report.content import Ask, make_report
+from orchestrator.report.content import Ask, _target, make_report
 from orchestrator.report.curves import Curve, busiest_bytes
 from orchestrator.report.decisions import (
     Reference,
@@ -211,6 +213,41 @@ def test_of_equal_methods_the_one_that_sent_least_is_taken():
     found = choose(curves, 1.0, None, same_clients=True)
     assert (found.method, found.second) == ("cheap", "dear")
     assert "It is level with dear." in sentence(found, "accuracy")
+
+
+def test_methods_are_held_against_each_other_on_the_seeds_that_both_have():
+    """A run of a hard seed that failed is no lead: worked over seed 0 alone."""
+    a = {0: made([0.1, 0.6]), 1: made([0.1, 0.2]), 2: made([0.1, 0.2])}
+    b = {0: replace(made([0.1, 0.5]), run="b0")}
+    found = choose({"a": a, "b": b}, 1.0, None, same_clients=True)
+    assert (found.method, found.value, found.num_seeds) == ("a", 0.6, 1)
+    assert found.gain == pytest.approx(0.1)
+    assert "10.0 points above b. How sure: not sure" in sentence(found, "accuracy")
+    late = {0: made([0.1, 0.5], price=300_000), 1: made([0.1, 0.5], price=10_000)}
+    cheap = cheapest({"a": late, "b": b}, 0.5)
+    assert (cheap.method, cheap.megabytes, cheap.runs) == ("b", pytest.approx(0.1), ["b0"])
+
+
+def test_a_lead_is_never_below_zero_where_seeds_have_unlike_many_clients():
+    """Over all clients a is 0.45 and b 0.4625; over seeds it would be a, with 0.6 to 0.475."""
+    a = {0: made([0.1, 0.9], clients=1), 1: made([0.1, 0.3], clients=3)}
+    b = {0: made([0.1, 0.5], clients=1), 1: made([0.1, 0.45], clients=3)}
+    found = choose({"a": a, "b": b}, 1.0, None, same_clients=False)
+    assert (found.method, found.gain) == ("b", pytest.approx(0.0125))
+
+
+def test_a_budget_is_rounded_to_whole_bytes_as_a_runs_own_is():
+    assert 1.001 * 1e6 < 1_001_000
+    assert made([0.1, 0.5], price=1_001_000).place(1.001) == 1
+    assert made([0.1, 0.5], price=1_001_001).place(1.001) is None
+
+
+def test_a_target_that_is_not_asked_for_is_the_whole_percent_that_all_reach(folder):
+    rows = gather([], folder).rows
+    outcomes = outcomes_of(rows, Question(2))
+    for share, wanted in ((0.29, 0.29), (0.579, 0.57), (0.28999999999999, 0.28999999999999)):
+        same = [replace(o, metrics={OWN: share}) for o in outcomes]
+        assert _target(same, Ask()) == wanted
 
 
 def test_a_budget_between_two_measured_rounds_is_no_budget_below_one_round():

@@ -12,16 +12,19 @@ import pytest
 
 import fedarena
 from orchestrator.checkpoint import RoundRecord, RunStore
+from orchestrator.config import ExperimentConfig
 from orchestrator.environment import ENVIRONMENT_FILE, Environment, _commit, read_environments
 from orchestrator.environment import note_environment as note
 from orchestrator.export import export_run
 from orchestrator.report.confusion import Confusion, leading_confusion
 from orchestrator.report.content import Ask, make_report
+from orchestrator.report.curves import read_curve
 from orchestrator.report.figures import confusion_figure
 from orchestrator.report.gather import gather
 from orchestrator.report.page import as_html
 from orchestrator.results import Result
 from scenarios.data.catalogue import load_dataset
+from scenarios.evaluate import OWN
 from scenarios.population import Population
 
 
@@ -210,3 +213,16 @@ def test_cells_show_the_share_of_their_row():
     assert ">75<" in svg
     assert ">25<" in svg
     assert "nan" not in svg.lower()
+
+
+def test_a_peak_is_the_largest_of_all_rounds_and_what_is_left_is_no_cost(tmp_path, monkeypatch):
+    rounds = [(5.0, 1.0, 9.0), (8.0, 2.0, 7.0), (6.0, 4.0, 3.0)]
+    names = ("memory/client_peak_bytes", "time/train_s", "time/budget_left_s")
+    records = [
+        RoundRecord(i - 1, 0, metrics=dict(zip(names, row, strict=True)))
+        for i, row in enumerate(rounds)
+    ]
+    result = Result(tmp_path, records)
+    assert result.summary == {names[0]: 8.0, "time/run_s": 7.0, names[2]: 3.0}
+    monkeypatch.setattr(Result, "load", lambda _: result)
+    assert read_curve(ExperimentConfig(), OWN).costs == {names[0]: 8.0, names[1]: 7.0}

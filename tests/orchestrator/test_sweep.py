@@ -338,8 +338,9 @@ def test_sweep_and_resume_are_commands(make_sweep, tmp_path):
     done = CliRunner().invoke(main, ["sweep", str(tmp_path / "small.yaml"), "seeds=2"])
     assert done.exit_code == 0, done.output
     assert "10/10" in done.output
-    for word in ("promptfl", "±", "fedarena ui", "trials.csv"):
+    for word in ("promptfl", "±", "trials.csv"):
         assert word in done.output
+    assert "fedarena ui" not in done.output  # nothing was tracked
     words = ["resume", "sweep", "--folder", str(tmp_path / "runs")]
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 0, again.output
@@ -400,6 +401,11 @@ def test_faults_and_names_are_shown_as_they_are_and_not_as_markup(make_sweep, tm
     for text in (fault, "of fedprox [mu]: nothing", "no [/mirror] there"):
         assert text in shown
     assert "fedarena ui" not in shown  # nothing was tracked
+    tracked = replace(trial.config, tracking=replace(trial.config.tracking, enabled=True))
+    ended = [replace(ended[0], trial=replace(trial, config=tracked))]
+    with console.capture() as told:
+        show_sweep(replace(result, ended=ended))
+    assert f"fedarena ui {tmp_path.name}" in told.get()
     with console.capture() as told:
         SweepWatcher().prepare(Progress("features of photos [v2]", 0, 3))
     assert "photos [v2] 0/3" in told.get()

@@ -8,7 +8,9 @@ from fl_core.errors import ConfigError
 from orchestrator.sweep.agenda import Agenda, Score, num_tuning
 from orchestrator.sweep.config import SweepConfig
 from orchestrator.sweep.design import Design
+from orchestrator.sweep.forecast import Forecast
 from orchestrator.sweep.loading import is_sweep, load_sweep
+from orchestrator.sweep.plan import _total
 from orchestrator.sweep.state import to_yaml
 from orchestrator.yaml_text import read_yaml
 
@@ -383,3 +385,18 @@ def test_a_url_where_a_folder_is_meant_is_refused_with_the_setting_for_urls():
     assert "folder = 's3://bucket/runs' is a URL" in told
     assert "set mirror to the URL" in told
     assert "set shared_store to the URL" in told
+
+
+def test_what_is_left_to_tune_counts_only_the_cells_that_are_left():
+    axes = {
+        "training.optimizer.lr": {"choice": [0.1, 0.2, 0.3]},
+        "scenario.partition.alpha": [0.1, 1],
+    }
+    tuning = {"trials_per_method": 3, "per": "cell"}
+    design = Design(sweep_of(axes, seeds=2, tuning=tuning))
+    firsts = [t for t in design.check() if t.tuned == {"training.optimizer.lr": 0.1}]
+    known = {trial.key: Forecast(1, 0, 0, 0.0, 2.0) for trial in firsts}
+    assert sorted(t.stage for t in firsts) == ["test"] * 4 + ["tuning"] * 2
+    assert _total(design, firsts, known, "seconds") == 2.0 * (2 * 3 + 4)
+    left = [t for t in firsts if t.group == firsts[0].group]
+    assert _total(design, left, known, "seconds") == 2.0 * (3 + 2)

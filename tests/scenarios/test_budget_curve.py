@@ -26,6 +26,13 @@ def test_before_the_first_evaluated_round_a_budget_buys_nothing():
     assert value_at([], [], 1.0) is None
 
 
+def test_a_rounds_own_bytes_buy_it_whatever_they_are_in_megabytes():
+    """Of these numbers b one in 65 has (b / 10^6) 10^6 < b in floating point."""
+    assert all(value_at([0, b], [0.1, 0.5], b / 1e6) == 0.5 for b in range(1, 20_000))
+    assert value_at([0, 1_001_000], [0.1, 0.5], 1.001) == 0.5
+    assert value_at([0, 1_001_001], [0.1, 0.5], 1.001) == 0.1
+
+
 def test_a_target_is_reached_by_the_first_evaluated_round_at_or_above_it():
     assert megabytes_to(BYTES, VALUES, 0.5) == 1.0  # though the next round falls below it
     assert megabytes_to(BYTES, VALUES, 0.55) == 2.0

@@ -141,6 +141,9 @@ def test_saved_splits_are_chosen_by_name(tmp_path, hugging):
     assert [(dataset.split == code).sum() for code in (TRAIN, TEST)] == [40, 20]
     with pytest.raises(DataError, match=r"no split 'extras', which is to be test.*mean 'extra'"):
         load_dataset(f"{tmp_path / 'dict'}?train=train&test=extras")
+    hugging.save_to_disk(tmp_path / "one")
+    with pytest.raises(DataError, match=r"without splits, so test=extra means nothing"):
+        load_dataset(f"{tmp_path / 'one'}?test=extra")
 
 
 def test_a_set_that_the_library_loads_is_read_from_its_arrow_files(
@@ -204,7 +207,9 @@ def test_validation_rows_and_rows_without_an_owner_are_understood(tmp_path, tabl
         ({"image": [b""], "kind": ["a"]}, "?label=kinds", r"no column kinds.*Did you mean 'kind'"),
         ({"image": [b""], "text": ["t"], "label": ["a"]}, "", "are both there: choose one"),
         ({"image": [b""], "label": [3]}, "", "holds numbers, and no metadata say"),
+        ({"image": ["a.png"], "label": ["a"]}, "", "column image holds strings, not encoded"),
         ({"text": ["t"], "label": [3]}, "?classes=a,b", r"outside 0\.\.1 in 1 rows: \[0\]"),
+        ({"text": ["t"], "label": [1.0]}, "?classes=a,b", "column label holds fractions"),
         ({"text": ["t"], "label": ["a"]}, "?labels=x", r"'labels' is unknown.*mean 'label'"),
         ({"text": ["t"], "label": ["a"]}, "?label=label&label=x", "given 2 times"),
         ({"text": ["t"], "label": ["a"]}, "?template=hello", r"must hold \{\} once"),

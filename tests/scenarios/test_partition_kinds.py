@@ -133,6 +133,8 @@ def test_a_shard_client_holds_few_classes_and_equal_rows():
     assert {len(part) for part in parts} == {300}
     assert max(len(np.unique(LABELS[part])) for part in parts) <= 4
     assert set(sizes(Shards(num_shards_per_client=3, shard_size=40), 20)) == {120}
+    both = Shards(num_shards_per_client=2, shard_size=70, keep_incomplete=True)
+    assert set(sizes(both, 42)) == {140}  # the shorter shard at the end is not among them
 
 
 def test_shards_by_size_deal_out_nearly_all_rows_or_all():

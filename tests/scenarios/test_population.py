@@ -8,7 +8,7 @@ import pytest
 
 from fl_core.errors import ConfigError, DataError
 from scenarios.data.catalogue import load_dataset
-from scenarios.data.dataset import UNSPECIFIED, Dataset
+from scenarios.data.dataset import TRAIN, UNSPECIFIED, VALIDATION, Dataset
 from scenarios.partitions import Dirichlet, Iid
 from scenarios.picture import picture
 from scenarios.population import Population
@@ -168,6 +168,21 @@ def test_a_split_that_is_given_in_part_is_refused(toy):
     split[:3] = UNSPECIFIED
     with pytest.raises(DataError, match="3 of 80 rows have no split"):
         build_population(Scenario(), replace(toy, split=split))
+
+
+@pytest.mark.parametrize("given", [(TRAIN,), (TRAIN, VALIDATION)])
+def test_data_without_test_rows_are_tested_on_a_fraction_of_their_training_rows(given):
+    split = np.tile(np.repeat(given, 20), 100)
+    dataset = numbers(np.arange(len(split)) % 4, split)
+    population = build_population(Scenario(num_clients=3, partition=Iid()), dataset)
+    test, validation = population.global_test, population.global_validation
+    assert len(test) == 0.2 * (split == TRAIN).sum()
+    assert (split[test] == TRAIN).all()
+    assert not np.intersect1d(test, np.union1d(population.train.rows, validation)).size
+    if VALIDATION in given:
+        assert np.array_equal(validation, np.flatnonzero(split == VALIDATION))
+    bare = Scenario(num_clients=3, partition=Iid(), test_fraction=0.0)
+    assert not len(build_population(bare, dataset).global_test)
 
 
 def test_more_clients_than_examples_is_refused(toy):

@@ -176,10 +176,12 @@ def test_clients_with_disjoint_classes_choose_among_their_own(toy):
     assert (masks.sum(axis=1) == 1).all()
 
 
-def test_a_single_class_has_no_novel_half():
-    single = made(classes=("ant",))
-    with pytest.raises(DataError, match="needs 2 classes or more"):
-        build(BaseToNovel(), single)
+@pytest.mark.parametrize("classes", [("ant",), ("ant", "bee"), ("ant", "bee", "cat")])
+def test_base_and_novel_have_two_classes_each(classes):
+    """Among one class every answer is right."""
+    few = made(classes=classes)
+    with pytest.raises(DataError, match=rf"needs 4 classes or more, .* has {len(classes)}\."):
+        build(BaseToNovel(), few)
 
 
 def test_packaged_base_to_novel_of_an_odd_number_of_names():

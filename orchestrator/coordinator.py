@@ -36,7 +36,7 @@ from orchestrator.scoring import Scorer
 from scenarios.evaluate import Metrics
 
 
-class Scored(NamedTuple):
+class Uncommitted(NamedTuple):
     """What will be the record of a round; confusion: see ``RunStore.commit``."""
 
     record: RoundRecord
@@ -79,10 +79,10 @@ class Coordinator:
             if underway.plan.groups and not result.accepted:
                 raise FedarenaError(_nobody_left(underway.plan, result))
             server = result.server
-            scored = self._record(result, {"time/round_s": time.perf_counter() - began})
+            made = self._record(result, {"time/round_s": time.perf_counter() - began})
             # Clients train on while the record of what they trained before reaches the disk.
             underway = self._start(server)
-            yield self._commit(scored, server)
+            yield self._commit(made, server)
 
     def _begin(self) -> ServerState:
         """Make the actors ready. Returns the last committed state, or the initial one."""
@@ -142,21 +142,14 @@ class Coordinator:
 
     def _record(
         self, result: RoundResult, times: dict[str, float], references: Metrics | None = None
-    ) -> Scored:
+    ) -> Uncommitted:
         """What a round did, with the scores of its model where these are due.
 
         references: what is measured once and kept with the first record.
         """
-        server, metrics = result.server, {**result.metrics, **times}
+        server = result.server
         self.ledger.stage(server.round - 1, result.states)
-        metrics |= self._account(result)
-        if mechanism_of(self.experiment.config) is not None:
-            rounds = self.ledger.rounds_with(heard_of(result.accepted, result.loads))
-            metrics |= privacy_metrics(self.experiment.config, self.num_examples, rounds)
-        metrics["clients/failed"] = float(len(result.failures))
-        metrics["memory/coordinator_peak_bytes"] = float(peak_bytes())
-        if self._actor_peak:
-            metrics["memory/actor_peak_bytes"] = float(self._actor_peak)
+        metrics = {**result.metrics, **times, **self._account(result), **self._health(result)}
         record = RoundRecord(
             round=server.round - 1,
             time_ms=0,
@@ -165,28 +158,47 @@ class Coordinator:
             loads={str(client): load for client, load in result.loads.items()},
             metrics=metrics,
         )
-        confusion = None
+        made = Uncommitted(record)
         if self._is_due(server.round):
-            began = time.perf_counter()
-            scores = self.scorer.score(server, self.fresh_state)
-            metrics |= {**scores.flat, "time/eval_s": time.perf_counter() - began}
-            confusion = scores.confusion
-            validation = scores.validation.value if scores.validation else None
-            record = replace(
-                record, metrics=metrics, client_metrics=scores.by_client, validation=validation
-            )
+            made = self._scored(record, server)
         if references is not None:
             record = replace(
-                record,
-                metrics={**metrics, **references.flat},
-                client_metrics={**record.client_metrics, **references.by_client},
+                made.record,
+                metrics={**made.record.metrics, **references.flat},
+                client_metrics={**made.record.client_metrics, **references.by_client},
             )
-        return Scored(record, confusion)
+            made = made._replace(record=record)
+        return made
 
-    def _commit(self, scored: Scored, server: ServerState) -> Committed:
+    def _scored(self, record: RoundRecord, server: ServerState) -> Uncommitted:
+        """A record with the scores of the round's model."""
+        began = time.perf_counter()
+        scores = self.scorer.score(server, self.fresh_state)
+        took = {"time/eval_s": time.perf_counter() - began}
+        record = replace(
+            record,
+            metrics={**record.metrics, **scores.flat, **took},
+            client_metrics=scores.by_client,
+            validation=scores.validation.value if scores.validation else None,
+        )
+        return Uncommitted(record, scores.confusion)
+
+    def _health(self, result: RoundResult) -> dict[str, float]:
+        """What a round spent of privacy and of memory, and how many clients failed."""
+        metrics: dict[str, float] = {}
+        if mechanism_of(self.experiment.config) is not None:
+            rounds = self.ledger.rounds_with(heard_of(result.accepted, result.loads))
+            metrics |= privacy_metrics(self.experiment.config, self.num_examples, rounds)
+        metrics["clients/failed"] = float(len(result.failures))
+        metrics["memory/coordinator_peak_bytes"] = float(peak_bytes())
+        if self._actor_peak:
+            metrics["memory/actor_peak_bytes"] = float(self._actor_peak)
+        return metrics
+
+    def _commit(self, made: Uncommitted, server: ServerState) -> Committed:
         """Make a round durable."""
-        record = replace(scored.record, time_ms=time.time_ns() // 1_000_000)
-        written = self.ledger.commit(record, server, scored.confusion)
+        record = replace(made.record, time_ms=time.time_ns() // 1_000_000)
+        written = self.ledger.commit(record, server, made.confusion)
         return Committed(self.store.folder.name, written)
 
     def _account(self, result: RoundResult) -> dict[str, float]:

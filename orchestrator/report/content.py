@@ -19,8 +19,6 @@ from orchestrator.report.decisions import (
     Cheapest,
     Choice,
     MethodCurves,
-    Reference,
-    best_reference,
     cheapest,
     choose,
     how_sure,
@@ -28,6 +26,7 @@ from orchestrator.report.decisions import (
 )
 from orchestrator.report.environment import environment_cautions
 from orchestrator.report.gather import Material
+from orchestrator.report.references import Reference, best_reference
 from orchestrator.report.tables import (
     METHOD,
     RUNS,

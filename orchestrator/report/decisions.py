@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from orchestrator.compare.judging import BOOTSTRAP_SEED, LEVEL
-from orchestrator.compare.outcomes import Outcome
 from orchestrator.report.curves import Curve
+from orchestrator.report.references import Reference
 from scenarios import statistics
 from scenarios.budget_curve import BYTES_PER_MEGABYTE
 from scenarios.statistics import BySeed, over_seeds
@@ -26,18 +26,6 @@ SURE = {
     "not separated": "a tie",
     "nothing": "no other method to compare with",
 }
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A row that sends nothing: the value that communication has to beat.
-
-    by_seed: what is compared with a method's, client by client where the metric is theirs.
-    """
-
-    name: str
-    value: float
-    by_seed: BySeed = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +91,7 @@ def choose(
         return Choice(megabytes, None, first=first, measured=measured, reference=reference)
     able.sort(key=lambda m: max(curves[m][s].num_bytes[i] for s, i in places[m].items() if i))
     held = of_shared_seeds({method: curves[method] for method in able})
+    reference = reference and reference.over({seed for own in held.values() for seed in own})
     values, means = _reached(held, places)
     verdict, leader, worth = _judged(values, means, same_clients)
     ordered = sorted(able, key=lambda m: -worth[m])
@@ -149,23 +138,6 @@ def cheapest(curves: MethodCurves, target: float) -> Cheapest:
     return Cheapest(
         target, leader, spread.mean, spread.low, spread.high, spread.num_seeds, verdict, runs
     )
-
-
-def best_reference(outcomes: Sequence[Outcome], scenario: str, metric: str) -> Reference | None:
-    """The best row that needs no communication; pooled data count as none, having no bytes."""
-    own: dict[str, list[float]] = {}
-    by_seed: dict[str, dict[int, Sequence[float | None]]] = {}
-    for outcome in outcomes:
-        is_free = outcome.kind == "reference" and outcome.metrics.get("up_mb") == 0
-        if is_free and outcome.scenario == scenario and metric in outcome.metrics:
-            value = outcome.metrics[metric]
-            own.setdefault(outcome.method, []).append(value)
-            values = outcome.by_client.get(metric, [value])
-            by_seed.setdefault(outcome.method, {})[outcome.seed] = values
-    if not own:
-        return None
-    best = max(own, key=lambda name: _mean(own[name]))
-    return Reference(best, _mean(own[best]), by_seed[best])
 
 
 def sentence(choice: Choice, what: str) -> str:

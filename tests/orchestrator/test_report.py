@@ -26,7 +26,6 @@ from orchestrator.loading import config_hash, load_config, resolve, to_dict, to_
 from orchestrator.report.content import Ask, _target, make_report
 from orchestrator.report.curves import Curve, busiest_bytes
 from orchestrator.report.decisions import (
-    Reference,
     cheapest,
     choose,
     how_sure,
@@ -36,6 +35,7 @@ from orchestrator.report.formats import as_csv, as_json, as_latex
 from orchestrator.report.gather import gather
 from orchestrator.report.listing import Listed, age, describe_run, list_runs, show_runs
 from orchestrator.report.page import as_html
+from orchestrator.report.references import Reference
 from orchestrator.report.tables import Column, significant
 from orchestrator.report.write import write_report
 from orchestrator.results import Result
@@ -263,6 +263,16 @@ def test_what_sends_nothing_is_recommended_where_it_is_better():
     found = choose(curves, 1.0, Reference("zero-shot", 0.6), same_clients=True)
     assert not found.is_worth_it
     assert "take zero-shot (60.0 %), which sends nothing" in sentence(found, "accuracy")
+
+
+def test_the_reference_is_read_on_the_seeds_on_which_methods_are_judged():
+    curves = {"a": {0: made([0.1, 0.5]), 1: made([0.1, 0.3])}, "b": {0: made([0.1, 0.4])}}
+    free = Reference("zero-shot", 0.4, {}, {0: 0.6, 1: 0.2})
+    found = choose(curves, 1.0, free, same_clients=True)
+    assert (found.value, found.reference.value) == (0.5, 0.6)
+    assert not found.is_worth_it
+    elsewhere = Reference("zero-shot", 0.4, {}, {7: 0.4})
+    assert choose(curves, 1.0, elsewhere, same_clients=True).reference == elsewhere
 
 
 def test_a_lead_over_the_reference_is_told_apart_from_chance():
